@@ -1,0 +1,1 @@
+"""The three training stages, one LightningModule each, on a shared step."""

@@ -1,0 +1,1 @@
+"""What looks on at training or steps in: inheritance, averaged weights, checkpoints."""

@@ -1,0 +1,1 @@
+"""Many runs: what identifies a run and where it lives. Nothing here imports torch."""
