@@ -1,0 +1,285 @@
+"""Pictures on disk, read and written with bit depth, ICC profile and EXIF kept; knows nothing of tensors."""
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
+_ALPHA_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
+_EXIF_HEADER = b"Exif\0\0"
+_TIFF_TAGS_KEPT = tuple(
+    ExifTags.Base[name] for name in ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
+)
+_UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # EXIF orientation -> what makes the array upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An upright picture: `array` is h w c, uint8 or uint16; c = 1 gray, 2 gray and alpha, 3 RGB, 4 RGB and alpha."""
+
+    array: NDArray[np.uint8] | NDArray[np.uint16]
+    icc: bytes | None = None  # profile of the colour channels
+    exif: bytes | None = None  # begins with "Exif\0\0"; its orientation is already applied and removed
+
+    @property
+    def bits(self) -> int:
+        return 8 * self.array.itemsize
+
+    @property
+    def gray(self) -> bool:
+        return self.array.shape[2] < 3
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.array.shape[2] in (2, 4)
+
+    def to_rgb(self) -> NDArray[np.float32]:
+        """Colour as h w 3 in [0, 1]; gray is repeated, alpha left out."""
+        colour = self.array[..., :1] if self.gray else self.array[..., :3]
+        rgb = colour.astype(np.float32) / np.float32(np.iinfo(self.array.dtype).max)
+        return np.repeat(rgb, 3, axis=2) if self.gray else rgb
+
+    def from_rgb(self, rgb: NDArray[np.float32]) -> "Picture":
+        """This picture in other colour (h w 3, clipped to [0, 1], rounded); depth, alpha, gray, ICC and EXIF stay."""
+        colour = (rgb @ LUMA)[..., None] if self.gray else rgb
+        top = np.iinfo(self.array.dtype).max
+        quantised = np.rint(np.clip(colour, 0, 1) * top).astype(self.array.dtype)
+        alpha = [self.array[..., -1:]] if self.has_alpha else []
+        return replace(self, array=np.concatenate([quantised, *alpha], axis=2))
+
+
+def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Picture:
+    """The picture in a file or in its bytes, made upright by its EXIF orientation; `name` stands for bytes in messages.
+
+    Palettes become RGB (with alpha where an entry is transparent), bilevel becomes gray; CMYK and other colour spaces
+    become RGB and lose their profile, which does not describe RGB.
+
+    Raises FileNotFoundError, and ValueError for what is not an image, is cut off, holds several, or has 32-bit samples.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "image"
+    else:
+        data, name = _read_bytes(Path(source)), name or str(source)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # MPO: a JPEG with previews behind it
+                raise ValueError(f"{name}: holds {frames} pictures: extract the one you mean into its own file")
+            exif, orientation = _exif(image)  # before load(), which lets go of the file
+            image.load()  # complains about truncated data also where cv2 would not
+            array, icc = _samples(image, data, name), image.info.get("icc_profile")
+            if array.shape[2] >= 3 and image.mode not in ("P", "PA", "RGB", "RGBA"):
+                icc = None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name}: not an image: give a file such as {', '.join(SUFFIXES)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name}: too many pixels ({error}): cut it into parts first") from None
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(f"{name}: the image is cut off or damaged ({error}): copy it again from its source") from None
+    upright = _UPRIGHT[orientation](array) if orientation in _UPRIGHT else array
+    return Picture(np.ascontiguousarray(upright), icc, exif)
+
+
+def decode(data: bytes, name: str = "") -> NDArray[np.uint8]:
+    """The colour in an image file's bytes as uint8 h w 3: alpha dropped, gray repeated, 16 bits scaled to 8."""
+    picture = read_image(data, name)
+    colour: NDArray = picture.array[..., :1] if picture.gray else picture.array[..., :3]
+    if colour.dtype == np.uint16:
+        colour = (colour.astype(np.uint32) + 128) // 257  # round(x * 255 / 65535)
+    return np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)), np.uint8)
+
+
+def write_image(path: str | os.PathLike[str], picture: Picture | NDArray, quality: int = 95) -> None:
+    """Writes a picture in the format of the path's suffix, whole or not at all; replaces what is there.
+
+    Lossless except for .jpg, which is written with `quality` and colour at full resolution. An array is h w or h w c.
+    """
+    path = Path(path)
+    if not isinstance(picture, Picture):
+        picture = Picture(picture if picture.ndim == 3 else picture[..., None])
+    check_format(path, picture)
+    data = _encode(path.suffix.lower(), picture, quality)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_format(path: str | os.PathLike[str], picture: Picture) -> None:
+    """Raises ValueError where the format of the path's suffix cannot hold the picture: nothing is lost quietly."""
+    suffix, array = Path(path).suffix.lower(), picture.array
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown image format '{suffix}': end the name with one of {', '.join(SUFFIXES)}")
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3 or not 1 <= array.shape[2] <= 4:
+        raise ValueError(
+            f"{path}: {array.dtype} {array.shape} is no picture: give uint8 or uint16, h w c with c 1 to 4"
+        )
+    if picture.bits == 16 and suffix not in _DEEP_SUFFIXES:
+        raise ValueError(f"{path}: {suffix} cannot hold 16 bits: write to one of {', '.join(_DEEP_SUFFIXES)}")
+    if picture.bits == 16 and array.shape[2] == 2 and suffix != ".png":
+        raise ValueError(f"{path}: 16-bit gray with alpha fits into few readers' {suffix}: write to .png")
+    if picture.has_alpha and suffix not in _ALPHA_SUFFIXES:
+        raise ValueError(f"{path}: {suffix} cannot hold alpha: write to one of {', '.join(_ALPHA_SUFFIXES)}")
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file: check the path")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, not an image: name a file in it")
+    return path.read_bytes()
+
+
+def _exif(image: Image.Image) -> tuple[bytes | None, int]:
+    """The EXIF block without its orientation, and that orientation (1: upright)."""
+    tags = image.getexif()
+    orientation = int(tags.get(ExifTags.Base.Orientation, 1))
+    raw = image.info.get("exif")
+    if image.format == "TIFF":
+        kept = Image.Exif()
+        kept.update(_describing_tags(tags))
+        raw = kept.tobytes() if len(kept) else None
+    elif orientation != 1:
+        del tags[ExifTags.Base.Orientation]
+        raw = tags.tobytes() if len(tags) else None
+    if raw and not raw.startswith(_EXIF_HEADER):
+        raw = _EXIF_HEADER + raw
+    return raw or None, orientation
+
+
+def _describing_tags(exif: Image.Exif) -> dict[int, Any]:
+    """Of a TIFF's tags those that describe the picture; the others describe the file it came from."""
+    tags = {tag: exif[tag] for tag in _TIFF_TAGS_KEPT if tag in exif}
+    blocks = {pointer: dict(exif.get_ifd(pointer)) for pointer in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)}
+    return tags | {pointer: block for pointer, block in blocks.items() if block}
+
+
+def _samples(image: Image.Image, data: bytes, name: str) -> NDArray:
+    """The samples as they are stored (16 bits stay 16), h w c, in one of the four channel layouts of Picture."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name}: 32-bit samples are not supported: convert it to 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if _bits_stored(image, data) == 16:
+        return _samples_16(data, name)
+    alpha = image.has_transparency_data
+    if image.mode in ("1", "L", "LA"):
+        image = image.convert("LA" if alpha else "L")
+    else:
+        image = image.convert("RGBA" if alpha else "RGB")
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _bits_stored(image: Image.Image, data: bytes) -> int:
+    """Bits per sample in the file; Pillow itself cuts deep colour to 8 without a word."""
+    if image.format == "PNG":
+        return data[24]  # bit depth in IHDR
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    return 8
+
+
+def _samples_16(data: bytes, name: str) -> NDArray:
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+        raise ValueError(f"{name}: this kind of 16-bit file is not supported: convert it to a plain 16-bit PNG")
+    if array.ndim == 2:
+        return array[..., None]
+    if array.shape[2] == 4 and data.startswith(b"\x89PNG") and data[25] == 4:  # gray and alpha, widened by cv2
+        return array[..., [0, 3]]
+    return array[..., [2, 1, 0, 3][: array.shape[2]]]  # BGR(A)
+
+
+def _encode(suffix: str, picture: Picture, quality: int) -> bytes:
+    if suffix in (".tif", ".tiff"):
+        return _tiff(picture)
+    if picture.bits == 16:
+        return _png_16(picture)
+    array = picture.array[..., 0] if picture.array.shape[2] == 1 else picture.array
+    options: dict[str, dict[str, Any]] = {
+        ".jpg": {"format": "JPEG", "quality": quality, "subsampling": 0},
+        ".jpeg": {"format": "JPEG", "quality": quality, "subsampling": 0},
+        ".png": {"format": "PNG"},
+        ".webp": {"format": "WEBP", "lossless": True, "exact": True},  # exact: colour under full transparency stays
+        ".bmp": {"format": "BMP"},
+    }
+    kept: dict[str, Any] = {
+        key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value
+    }
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, **options[suffix], **kept)
+    return buffer.getvalue()
+
+
+def _png_16(picture: Picture) -> bytes:
+    """A 16-bit PNG; Pillow writes only gray ones, cv2 neither gray with alpha nor profiles."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, channels = picture.array.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = picture.array.astype(">u2").view(np.uint8).reshape(height, -1)
+    up = np.full((height, 1 + rows.shape[1]), 2, np.uint8)  # each row: filter 2 ("up"), then the difference to the last
+    up[:, 1:] = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
+            chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)) if picture.icc else b"",
+            chunk(b"eXIf", picture.exif.removeprefix(_EXIF_HEADER)) if picture.exif else b"",
+            chunk(b"IDAT", zlib.compress(up.tobytes())),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def _tiff(picture: Picture) -> bytes:
+    """A TIFF of one deflated strip; cv2 writes no profile, Pillow no 16-bit colour and no EXIF beside compression."""
+    height, width, channels = picture.array.shape
+    strip = zlib.compress(picture.array.astype(picture.array.dtype.newbyteorder("<")).tobytes())
+    tags = TiffImagePlugin.ImageFileDirectory_v2(b"II\x2a\0\0\0\0\0")
+    tags[TiffImagePlugin.IMAGEWIDTH] = width
+    tags[TiffImagePlugin.IMAGELENGTH] = height
+    tags[TiffImagePlugin.BITSPERSAMPLE] = (picture.bits,) * channels
+    tags[TiffImagePlugin.COMPRESSION] = 8  # deflate
+    tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 1 if picture.gray else 2
+    tags[TiffImagePlugin.SAMPLESPERPIXEL] = channels
+    tags[TiffImagePlugin.ROWSPERSTRIP] = height
+    tags[TiffImagePlugin.STRIPBYTECOUNTS] = len(strip)
+    tags[TiffImagePlugin.STRIPOFFSETS] = 0  # counted from the end of the directory; tobytes() adds where that is
+    if picture.has_alpha:
+        tags[TiffImagePlugin.EXTRASAMPLES] = 2  # alpha that is not multiplied into the colour
+    if picture.icc:
+        tags.tagtype[TiffImagePlugin.ICCPROFILE] = 7  # UNDEFINED, as the ICC specification asks
+        tags[TiffImagePlugin.ICCPROFILE] = picture.icc
+    if picture.exif:
+        exif = Image.Exif()
+        exif.load(picture.exif)
+        tags.update(_describing_tags(exif))
+    return b"II\x2a\0" + struct.pack("<I", 8) + tags.tobytes(8) + strip
