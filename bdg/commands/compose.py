@@ -1,0 +1,150 @@
+"""Configs and the parts they name: composed by Hydra from one search path, built behind an allow-list."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+ALLOWED = ("bdg", "callbacks", "datamodules", "lightning", "torch.nn", "torch.optim", "torchmetrics")
+
+
+def compose(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The config of `conf/<config_name>.yaml` with Hydra `overrides` applied; values nobody gave stay `???`.
+
+    Holds no state and sets none, so that it can be called again while another config is in use.
+
+    Raises:
+        ValueError: an override names a key that the config does not have.
+        hydra.errors.ConfigCompositionException: an override or a file is not valid, or a choice does not exist.
+    """
+    return job_config(open_hydra(config_dir), config_name, overrides)
+
+
+def open_hydra(config_dir: str | None = None) -> Hydra:
+    """Hydra over the search path, used for composing only: it never owns folders, logging or sweeps."""
+    return Hydra(task_name="bdg", config_loader=ConfigLoaderImpl(search_path(config_dir)))
+
+
+def search_path(config_dir: str | None = None) -> ConfigSearchPath:
+    """Where files are looked for: `config_dir`, ./conf, $BDG_CONFIG_DIR, the package; the first of a name wins."""
+    path = create_config_search_path("pkg://conf")
+    places = {"--config-dir": config_dir, "./conf": "conf", "$BDG_CONFIG_DIR": os.environ.get("BDG_CONFIG_DIR")}
+    for provider, place in places.items():
+        if place and Path(place).is_dir():
+            path.prepend(provider=provider, path=f"file://{Path(place).resolve()}", anchor="main")
+        elif place and provider != "./conf":
+            raise FileNotFoundError(
+                f"{provider} names '{place}', which is not a folder: name one that holds config files"
+            )
+    return path
+
+
+def job_config(hydra: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """As `compose`, from a Hydra that is open already."""
+    try:
+        config = hydra.compose_config(config_name, list(overrides), run_mode=RunMode.RUN)
+    except ConfigCompositionException as error:
+        if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
+            raise ValueError(_unknown_key(hydra, config_name, overrides, str(error))) from error
+        raise
+    return hydra.get_sanitized_cfg(config, "job")
+
+
+def _unknown_key(hydra: Hydra, config_name: str, overrides: Sequence[str], complaint: str) -> str:
+    found = re.search(r"Could not override '([^']+)'.\nTo append to your config use (.+)", complaint)
+    if found is None:
+        return complaint
+    key, append = found.groups()
+    others = [override for override in overrides if override != append[1:]]
+    try:
+        config = hydra.compose_config(config_name, others, run_mode=RunMode.RUN)
+    except ConfigCompositionException:  # a second mistake beside this one; it is reported once this one is mended
+        known = []
+    else:
+        known = [*config.hydra.runtime.choices, *_keys(hydra.get_sanitized_cfg(config, "job"))]
+    leaf = key.rpartition(".")[2]
+    close = [other for other in known if other.rpartition(".")[2] == leaf]
+    close += [match for match in difflib.get_close_matches(key, known, n=3) if match not in close]
+    hint = f"did you mean {' or '.join(close[:3])}?" if close else f"bdg {config_name} --help lists what there is."
+    return f"no key '{key}' in config '{config_name}': {hint} To add a key of your own: {append}"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name, value in config.items_ex(resolve=False):
+        key = prefix + str(name)
+        yield key
+        if isinstance(value, DictConfig) and not value._is_missing() and not value._is_none():
+            yield from _keys(value, f"{key}.")
+
+
+def build(node: Any, *, allow: Sequence[str] = (), **extra: Any) -> Any:
+    """What `node` describes: `_target_` called with the node's other keys and `extra`; containers arrive as plain ones.
+
+    A `_target_` is code. Every one below `node` must live in a package of `ALLOWED`, of `allow`, of $BDG_ALLOW (comma
+    separated) or of the list `allow` at the root of the config that `node` is part of; all are checked before the first
+    is called.
+
+    Raises:
+        ValueError: a target lives elsewhere.
+        hydra.errors.InstantiationException: a target does not exist or does not take the arguments it is given.
+    """
+    node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
+    allowed = (*ALLOWED, *allow, *filter(None, os.environ.get("BDG_ALLOW", "").split(",")), *_allow_of_root(node))
+    for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("") or "the node"):
+        _check(key, target, allowed)
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        wrongly_called = (
+            isinstance(cause, TypeError) and cause.__traceback__ and not cause.__traceback__.tb_next
+        )  # raised at the call itself
+        if cause is None or isinstance(cause, ImportError) or wrongly_called:
+            raise
+        raise cause from None
+
+
+def _allow_of_root(node: Any) -> Sequence[str]:
+    root = node._get_root()
+    return (OmegaConf.is_dict(root) and root.get("allow")) or ()
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every `_target_` in plain containers, with the key of the node that has it."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node["_target_"]
+        for name, value in node.items():
+            yield from _targets(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _targets(value, f"{key}[{index}]")
+
+
+def _check(key: str, target: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(target, str) or target == "???":
+        raise ValueError(f"{key}._target_ is '{target}': it must be the dotted name of a class or function")
+    _check_home(key, target, target, allowed)
+    # an allowed module also reaches what it imports (bdg.cli.sys.exit): where the object was written decides
+    _check_home(key, target, f"{getattr(get_object(target), '__module__', None)}", allowed)
+
+
+def _check_home(key: str, target: str, home: str, allowed: Sequence[str]) -> None:
+    if not any(home == package or home.startswith(f"{package}.") for package in allowed):
+        package = home.partition(".")[0]
+        raise ValueError(
+            f"{key}._target_ is '{target}', which is code of '{package}', not of {', '.join(allowed)}: "
+            f"if you trust it, allow it with allow=[{package}] or BDG_ALLOW={package}"
+        )

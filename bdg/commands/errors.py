@@ -1,0 +1,27 @@
+"""How an error reaches the user: one message for what the user can mend, a traceback for a bug."""
+
+import os
+import re
+import sys
+import traceback
+
+
+def report(command: str, error: Exception) -> None:
+    """Print `error` to stderr as `command: error: message`, or with its traceback if it is not the user's to mend.
+
+    The user's are ValueError, OSError and what Hydra, OmegaConf and YAML raise. BDG_TRACEBACK=1 shows every traceback.
+    """
+    from_config = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml")
+    if os.environ.get("BDG_TRACEBACK") == "1" or not (from_config or isinstance(error, ValueError | OSError)):
+        traceback.print_exception(error)
+    else:
+        print(f"{command}: error: {_message(error, from_config)}", file=sys.stderr)
+
+
+def _message(error: Exception, from_config: bool) -> str:
+    # Hydra leaves the reason to the exception it was raised from
+    texts = [str(error), str(error.__cause__)] if from_config and error.__cause__ else [str(error)]
+    text = "\n".join(filter(None, texts)) or type(error).__name__
+    if from_config and (missing := re.search(r"[Mm]issing mandatory value: (\S+)", text)):
+        return f"{missing[1]} has no value: add {missing[1]}=VALUE to the command"
+    return text

@@ -1,0 +1,126 @@
+"""One command line of a verb that composes a config: bare words, Hydra's own flags, and what is run for them."""
+
+import argparse
+import importlib
+import itertools
+import re
+import sys
+from collections.abc import Sequence
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from bdg.commands.compose import job_config, open_hydra
+from bdg.commands.errors import report
+from bdg.commands.help import help_text
+from bdg.commands.verbs import Verb
+
+
+def invoke(verb: Verb, argv: Sequence[str]) -> int:
+    """Run `bdg <verb> <argv>` and return the exit status."""
+    flags = parse(verb, argv)
+    overrides = name_words(verb, flags.overrides)
+    config_name = flags.config_name or verb.name
+    hydra = open_hydra(flags.config_dir)
+    if flags.help:
+        print(help_text(verb, hydra, config_name, overrides))
+    elif flags.hydra_help:
+        hydra.hydra_help(None, get_args_parser(), flags)
+    elif flags.cfg:
+        hydra.show_cfg(config_name, overrides, flags.cfg, flags.package, flags.resolve)
+    elif flags.info:
+        hydra.show_info(flags.info, config_name, overrides)
+    elif flags.multirun:
+        return run_cells(verb, hydra, config_name, cells(hydra, overrides))
+    else:
+        run(verb, hydra, config_name, overrides)
+    return 0
+
+
+def parse(verb: Verb, argv: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags; anything it would do with run folders or installed scripts is refused (exit status 2)."""
+    parser = get_args_parser()
+    parser.prog = f"bdg {verb.name}"
+    parser.usage = f"{verb.usage}\n       {parser.prog} --help"
+    flags = parser.parse_intermixed_args(argv)
+    modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None]
+    if sum(modes) > 1:
+        parser.error("only one of --run, --multirun, --cfg and --info can be given")
+    if flags.resolve and not flags.cfg:
+        parser.error("--resolve belongs to --cfg: add --cfg job")
+    if flags.config_path or flags.experimental_rerun:
+        parser.error("--config-path and --experimental-rerun are not used here: put files into --config-dir")
+    if flags.shell_completion:
+        parser.error("completion is installed for all verbs at once: bdg -sc install=bash")
+    return flags
+
+
+def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
+    """The arguments as overrides: bare words fill, in order, those of the verb's keys that no `key=value` sets.
+
+    A word is bare if it has no '=' or begins as a path does (`./ ../ / ~/`); `~key` is Hydra's deletion.
+    """
+    named = {argument.lstrip("+").partition("=")[0] for argument in arguments if not is_bare(argument)}
+    free = iter([key for key in verb.words if key not in named])
+    overrides = []
+    for argument in arguments:
+        if not is_bare(argument):
+            overrides.append(argument)
+        elif key := next(free, None):
+            overrides.append(f"{key}={quote(argument)}")
+        else:
+            raise ValueError(f"'{argument}' is one word too many: type {verb.usage}")
+    return overrides
+
+
+def is_bare(argument: str) -> bool:
+    """Whether an argument is a plain word such as a path, not an override."""
+    return argument.startswith(("./", "../", "/", "~/")) or not ("=" in argument or argument.startswith("~"))
+
+
+def quote(text: str) -> str:
+    """`text` as a value of Hydra's grammar that means exactly these characters."""
+    literal = text.replace("${", "\\${")  # OmegaConf would take it for an interpolation
+    literal = re.sub(r"(\\*)'", r"\1\1\\'", literal)  # backslashes count only in front of a quote
+    return "'" + re.sub(r"(\\+)$", r"\1\1", literal) + "'"
+
+
+def cells(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each cell of a sweep in Hydra's grammar (choice, range, glob), the last key varying fastest."""
+    axes: list[list[str]] = []
+    for override in OverridesParser.create(hydra.config_loader).parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            axes.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            raise HydraException(
+                f"'{override.input_line}' is an interval: name the values, or range(start, stop, step)"
+            )
+    return [list(cell) for cell in itertools.product(*axes)]
+
+
+def run(verb: Verb, hydra: Hydra, config_name: str, overrides: list[str]) -> None:
+    """Compose the config and do the verb's work."""
+    config = job_config(hydra, config_name, overrides)
+    importlib.import_module(f"bdg.commands.{verb.name}").run(config, overrides)
+
+
+def run_cells(verb: Verb, hydra: Hydra, config_name: str, sweep: Sequence[list[str]]) -> int:
+    """Run the cells one after another; one that fails is reported and the rest go on. Status 1 if any failed."""
+    for overrides in sweep:  # a mistyped cell stops the sweep here, not after the cells before it have run
+        job_config(hydra, config_name, overrides)
+    failed = 0
+    for number, overrides in enumerate(sweep, start=1):
+        title = f"bdg {verb.name} [{number}/{len(sweep)}] {' '.join(overrides)}"
+        print(title, flush=True)
+        try:
+            run(verb, hydra, config_name, overrides)
+        except Exception as error:
+            report(title, error)
+            failed += 1
+    if failed:
+        print(f"bdg {verb.name}: error: {failed} of {len(sweep)} cells failed", file=sys.stderr)
+    return int(failed > 0)
