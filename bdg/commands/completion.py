@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
@@ -15,6 +16,7 @@ def complete(arguments: Sequence[str]) -> int:
     """`install=SHELL`, `uninstall=SHELL`, or `query=SHELL`, which the shell asks with its line in $COMP_LINE."""
     action, _, shell = "".join(arguments).partition("=")
     if action != "query":
+        sys.argv[0] = "bdg"  # what Hydra's script is to complete, also where it was asked for by `python -m bdg`
         open_hydra().shell_completion(None, list(arguments))
         return 0
     words = os.environ["COMP_LINE"].split()[1:]

@@ -1,21 +1,22 @@
 """Configs and the parts they name: composed by Hydra from one search path, built behind an allow-list."""
 
 import difflib
+import functools
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
+from hydra._internal.utils import _locate, create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 ALLOWED = ("bdg", "callbacks", "datamodules", "lightning", "torch.nn", "torch.optim", "torchmetrics")
 
@@ -29,7 +30,14 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
         ValueError: an override names a key that the config does not have.
         hydra.errors.ConfigCompositionException: an override or a file is not valid, or a choice does not exist.
     """
-    return job_config(open_hydra(config_dir), config_name, overrides)
+    hydra = open_hydra(config_dir)
+    try:
+        config = hydra.compose_config(config_name, list(overrides), run_mode=RunMode.RUN)
+    except ConfigCompositionException as error:
+        if unknown := re.search(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", str(error)):
+            raise ValueError(_unknown_key(hydra, config_name, overrides, *unknown.groups())) from error
+        raise
+    return hydra.get_sanitized_cfg(config, "job")
 
 
 def open_hydra(config_dir: str | None = None) -> Hydra:
@@ -51,34 +59,17 @@ def search_path(config_dir: str | None = None) -> ConfigSearchPath:
     return path
 
 
-def job_config(hydra: Hydra, config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """As `compose`, from a Hydra that is open already."""
+def _unknown_key(hydra: Hydra, config_name: str, overrides: Sequence[str], key: str, mistaken: str) -> str:
     try:
-        config = hydra.compose_config(config_name, list(overrides), run_mode=RunMode.RUN)
-    except ConfigCompositionException as error:
-        if isinstance(error.__cause__, ConfigAttributeError | ConfigKeyError):
-            raise ValueError(_unknown_key(hydra, config_name, overrides, str(error))) from error
-        raise
-    return hydra.get_sanitized_cfg(config, "job")
-
-
-def _unknown_key(hydra: Hydra, config_name: str, overrides: Sequence[str], complaint: str) -> str:
-    found = re.search(r"Could not override '([^']+)'.\nTo append to your config use (.+)", complaint)
-    if found is None:
-        return complaint
-    key, append = found.groups()
-    others = [override for override in overrides if override != append[1:]]
-    try:
+        others = [override for override in overrides if override != mistaken]
         config = hydra.compose_config(config_name, others, run_mode=RunMode.RUN)
+        known = [*config.hydra.runtime.choices, *_keys(hydra.get_sanitized_cfg(config, "job"))]
     except ConfigCompositionException:  # a second mistake beside this one; it is reported once this one is mended
         known = []
-    else:
-        known = [*config.hydra.runtime.choices, *_keys(hydra.get_sanitized_cfg(config, "job"))]
-    leaf = key.rpartition(".")[2]
-    close = [other for other in known if other.rpartition(".")[2] == leaf]
-    close += [match for match in difflib.get_close_matches(key, known, n=3) if match not in close]
+    close = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close += [other for other in difflib.get_close_matches(key, known, n=3) if other not in close]
     hint = f"did you mean {' or '.join(close[:3])}?" if close else f"bdg {config_name} --help lists what there is."
-    return f"no key '{key}' in config '{config_name}': {hint} To add a key of your own: {append}"
+    return f"no key '{key}' in config '{config_name}': {hint} To add a key of your own: +{mistaken}"
 
 
 def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -101,24 +92,36 @@ def build(node: Any, *, allow: Sequence[str] = (), **extra: Any) -> Any:
         hydra.errors.InstantiationException: a target does not exist or does not take the arguments it is given.
     """
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
-    allowed = (*ALLOWED, *allow, *filter(None, os.environ.get("BDG_ALLOW", "").split(",")), *_allow_of_root(node))
-    for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("") or "the node"):
-        _check(key, target, allowed)
+    root = node._get_root()
+    own = root.get("allow") if OmegaConf.is_dict(root) else None
+    allowed = [*ALLOWED, *_packages(allow), *_packages(own), *_packages(os.environ.get("BDG_ALLOW"))]
+    for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("")):
+        _check(f"{key}._target_".lstrip("."), target, allowed)
     try:
-        return instantiate(node, _convert_="all", **extra)
+        if not extra:
+            return instantiate(node, _convert_="all")
+        # called here, as Hydra would turn a dataclass among `extra` into a dict
+        part = instantiate(node, _convert_="all", _partial_=True)
+        return functools.partial(part, **extra) if node.get("_partial_") else part(**extra)
     except InstantiationException as error:
         cause = error.__cause__
-        wrongly_called = (
-            isinstance(cause, TypeError) and cause.__traceback__ and not cause.__traceback__.tb_next
-        )  # raised at the call itself
-        if cause is None or isinstance(cause, ImportError) or wrongly_called:
+        if cause is None or isinstance(cause, ImportError) or _is_wrong_call(cause):
             raise
         raise cause from None
+    except TypeError as error:
+        if _is_wrong_call(error):
+            raise InstantiationException(f"Error in call to target '{node._target_}':\n{error!r}") from error
+        raise
 
 
-def _allow_of_root(node: Any) -> Sequence[str]:
-    root = node._get_root()
-    return (OmegaConf.is_dict(root) and root.get("allow")) or ()
+def _is_wrong_call(error: BaseException) -> bool:
+    """Whether the arguments did not fit, as opposed to an error inside of what was called: then Hydra's frame is the last."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, TypeError) and "hydra" in Path(last.filename).parts
+
+
+def _packages(names: str | Sequence[str] | None) -> Sequence[str]:
+    return [name for name in names.split(",") if name] if isinstance(names, str) else names or []
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -135,16 +138,20 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _check(key: str, target: Any, allowed: Sequence[str]) -> None:
     if not isinstance(target, str) or target == "???":
-        raise ValueError(f"{key}._target_ is '{target}': it must be the dotted name of a class or function")
+        raise ValueError(f"{key} is '{target}': it must be the dotted name of a class or function")
     _check_home(key, target, target, allowed)
+    try:
+        found = _locate(target)
+    except ImportError as error:
+        raise ValueError(f"{key} is '{target}', which does not exist: {error}") from error
     # an allowed module also reaches what it imports (bdg.cli.sys.exit): where the object was written decides
-    _check_home(key, target, f"{getattr(get_object(target), '__module__', None)}", allowed)
+    _check_home(key, target, str(getattr(found, "__module__", "?")), allowed)
 
 
 def _check_home(key: str, target: str, home: str, allowed: Sequence[str]) -> None:
     if not any(home == package or home.startswith(f"{package}.") for package in allowed):
         package = home.partition(".")[0]
         raise ValueError(
-            f"{key}._target_ is '{target}', which is code of '{package}', not of {', '.join(allowed)}: "
-            f"if you trust it, allow it with allow=[{package}] or BDG_ALLOW={package}"
+            f"{key} is '{target}', code of the package '{package}', which is not among {', '.join(allowed)}: "
+            f"if you trust it, add allow=[{package}] to the command or set BDG_ALLOW={package}"
         )

@@ -19,8 +19,11 @@ def report(command: str, error: Exception) -> None:
 
 
 def _message(error: Exception, from_config: bool) -> str:
-    # Hydra leaves the reason to the exception it was raised from
-    texts = [str(error), str(error.__cause__)] if from_config and error.__cause__ else [str(error)]
+    texts = [str(error)]
+    if from_config and type(error.__cause__).__module__.startswith("omegaconf"):
+        texts.append(str(error.__cause__))  # Hydra leaves the reason to the exception that it was raised from
+    if override := getattr(error, "override", None):
+        texts.insert(0, f"in '{override}':")
     text = "\n".join(filter(None, texts)) or type(error).__name__
     if from_config and (missing := re.search(r"[Mm]issing mandatory value: (\S+)", text)):
         return f"{missing[1]} has no value: add {missing[1]}=VALUE to the command"

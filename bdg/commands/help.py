@@ -20,19 +20,17 @@ def help_text(verb: Verb, hydra: Hydra, config_name: str, overrides: Sequence[st
         for group in hydra.list_all_config_groups()
         if not group.startswith("hydra")
     }
-    return "\n".join(
-        [
-            f"{verb.usage}\n\n{verb.summary}",
-            "\nChoices, group=choice",
-            *_rows({group: " ".join(choices) for group, choices in groups.items() if group in chosen}),
-            "\nFurther choices, +group=choice",
-            *_rows({group: " ".join(choices) for group, choices in groups.items() if group not in chosen}),
-            "\nKeys, key=value (--cfg job prints all of them)",
-            *_rows(_keys(hydra.get_sanitized_cfg(config, "job"))),
-            "\nExamples",
-            *(f"  {example}" for example in verb.examples),
-        ]
-    )
+    sections = {
+        "Choices, group=choice": {group: " ".join(names) for group, names in groups.items() if group in chosen},
+        "Further choices, +group=choice": {
+            group: " ".join(names) for group, names in groups.items() if group not in chosen
+        },
+        "Keys, key=value (--cfg job prints all of them)": _keys(hydra.get_sanitized_cfg(config, "job")),
+    }
+    lines = [verb.usage, "", verb.summary]
+    for title, table in sections.items():
+        lines += ["", title, *_rows(table)] if table else []
+    return "\n".join([*lines, "", "Examples", *(f"  {example}" for example in verb.examples)])
 
 
 def _keys(config: DictConfig) -> dict[str, str]:

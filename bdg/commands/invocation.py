@@ -12,9 +12,10 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from bdg.commands.compose import job_config, open_hydra
+from bdg.commands.compose import open_hydra
 from bdg.commands.errors import report
 from bdg.commands.help import help_text
+from bdg.commands.request import Request
 from bdg.commands.verbs import Verb
 
 
@@ -33,9 +34,9 @@ def invoke(verb: Verb, argv: Sequence[str]) -> int:
     elif flags.info:
         hydra.show_info(flags.info, config_name, overrides)
     elif flags.multirun:
-        return run_cells(verb, hydra, config_name, cells(hydra, overrides))
+        return run_all(verb, [Request(config_name, cell, flags.config_dir) for cell in cells(hydra, overrides)])
     else:
-        run(verb, hydra, config_name, overrides)
+        run(verb, Request(config_name, tuple(overrides), flags.config_dir))
     return 0
 
 
@@ -87,7 +88,7 @@ def quote(text: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", literal) + "'"
 
 
-def cells(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
+def cells(hydra: Hydra, overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """The overrides of each cell of a sweep in Hydra's grammar (choice, range, glob), the last key varying fastest."""
     axes: list[list[str]] = []
     for override in OverridesParser.create(hydra.config_loader).parse_overrides(list(overrides)):
@@ -99,28 +100,28 @@ def cells(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
             raise HydraException(
                 f"'{override.input_line}' is an interval: name the values, or range(start, stop, step)"
             )
-    return [list(cell) for cell in itertools.product(*axes)]
+    return list(itertools.product(*axes))
 
 
-def run(verb: Verb, hydra: Hydra, config_name: str, overrides: list[str]) -> None:
+def run(verb: Verb, request: Request) -> None:
     """Compose the config and do the verb's work."""
-    config = job_config(hydra, config_name, overrides)
-    importlib.import_module(f"bdg.commands.{verb.name}").run(config, overrides)
+    config = request.compose()
+    importlib.import_module(f"bdg.commands.{verb.name}").run(config, request)
 
 
-def run_cells(verb: Verb, hydra: Hydra, config_name: str, sweep: Sequence[list[str]]) -> int:
-    """Run the cells one after another; one that fails is reported and the rest go on. Status 1 if any failed."""
-    for overrides in sweep:  # a mistyped cell stops the sweep here, not after the cells before it have run
-        job_config(hydra, config_name, overrides)
+def run_all(verb: Verb, requests: Sequence[Request]) -> int:
+    """Run the cells of a sweep one after another; one that fails is reported and the rest go on. Status 1 if any failed."""
+    for request in requests:  # a mistyped cell stops the sweep here, not after the cells before it have run
+        request.compose()
     failed = 0
-    for number, overrides in enumerate(sweep, start=1):
-        title = f"bdg {verb.name} [{number}/{len(sweep)}] {' '.join(overrides)}"
+    for number, request in enumerate(requests, start=1):
+        title = f"bdg {verb.name} [{number}/{len(requests)}] {' '.join(request.overrides)}"
         print(title, flush=True)
         try:
-            run(verb, hydra, config_name, overrides)
+            run(verb, request)
         except Exception as error:
             report(title, error)
             failed += 1
     if failed:
-        print(f"bdg {verb.name}: error: {failed} of {len(sweep)} cells failed", file=sys.stderr)
+        print(f"bdg {verb.name}: error: {failed} of {len(requests)} cells failed", file=sys.stderr)
     return int(failed > 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. Its config is `conf/<name>.yaml`; its work is `bdg.commands.<name>.run(config, overrides)`.
+    """One verb. Its config is `conf/<name>.yaml`; its work is `bdg.commands.<name>.run(config, request)`.
 
     `words` are the config keys that bare words on the command line fill, in order: with `("input", "output")`,
     `bdg restore a.jpg b.png` is `bdg restore input=a.jpg output=b.png`.
