@@ -63,11 +63,11 @@ def _unknown_key(hydra: Hydra, config_name: str, overrides: Sequence[str], key: 
     try:
         others = [override for override in overrides if override != mistaken]
         config = hydra.compose_config(config_name, others, run_mode=RunMode.RUN)
-        known = [*config.hydra.runtime.choices, *_keys(hydra.get_sanitized_cfg(config, "job"))]
+        known = {*config.hydra.runtime.choices, *_keys(hydra.get_sanitized_cfg(config, "job"))}
     except ConfigCompositionException:  # a second mistake beside this one; it is reported once this one is mended
-        known = []
-    close = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    close += [other for other in difflib.get_close_matches(key, known, n=3) if other not in close]
+        known = set()
+    elsewhere = sorted(other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2])
+    close = elsewhere or difflib.get_close_matches(key, known)
     hint = f"did you mean {' or '.join(close[:3])}?" if close else f"bdg {config_name} --help lists what there is."
     return f"no key '{key}' in config '{config_name}': {hint} To add a key of your own: +{mistaken}"
 

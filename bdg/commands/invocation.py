@@ -18,6 +18,9 @@ from bdg.commands.help import help_text
 from bdg.commands.request import Request
 from bdg.commands.verbs import Verb
 
+SHARD_RANGE = re.compile(r"^([^=]+)=([^'\"].*\{\d+\.\.\d+\}.*)$")
+"""key=a-{000..009}.tar, which the shell hands over without quotes and Hydra's grammar has no meaning for."""
+
 
 def invoke(verb: Verb, argv: Sequence[str]) -> int:
     """Run `bdg <verb> <argv>` and return the exit status."""
@@ -68,7 +71,7 @@ def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
     overrides = []
     for argument in arguments:
         if not is_bare(argument):
-            overrides.append(argument)
+            overrides.append(SHARD_RANGE.sub(lambda found: f"{found[1]}={quote(found[2])}", argument))
         elif key := next(free, None):
             overrides.append(f"{key}={quote(argument)}")
         else:
@@ -83,7 +86,7 @@ def is_bare(argument: str) -> bool:
 
 def quote(text: str) -> str:
     """`text` as a value of Hydra's grammar that means exactly these characters."""
-    literal = text.replace("${", "\\${")  # OmegaConf would take it for an interpolation
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf would take it for an interpolation
     literal = re.sub(r"(\\*)'", r"\1\1\\'", literal)  # backslashes count only in front of a quote
     return "'" + re.sub(r"(\\+)$", r"\1\1", literal) + "'"
 
