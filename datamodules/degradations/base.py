@@ -64,5 +64,5 @@ def unit_noise(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def clip(x: NDArray[np.float32]) -> Picture:
+def clip(x: NDArray[Any]) -> Picture:
     return np.clip(x, 0, 1, out=x)
