@@ -1,7 +1,8 @@
 """What a degradation leaves in an image, as vectors, and how far nearest neighbours get with them; no files, no training.
 
 A descriptor is any callable from 8-bit RGB images `b 3 h w` to one vector, or one array, per image: the functions below,
-`bdg.glcm.MasGlcm`, or your own. None of them is trained, so what it separates is what it sees.
+`bdg.glcm.MasGlcm`, or your own. None of them is trained, so what it separates is what it sees. Luma is BT.601, rounded to
+grey levels 0..255, the same that MAS-GLCM counts.
 """
 
 import math
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-LUMA = torch.tensor((0.299, 0.587, 0.114))  # ITU-R BT.601
+from bdg.glcm import to_gray
+
 COLUMN = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 8  # of unit gain: 1 on a slope of 1
 CROSS = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
 RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))  # the 8 neighbours, clockwise
@@ -75,12 +77,12 @@ def fourier_profile(images: UInt8[Tensor, "b 3 h w"], rings: int = 32) -> Float[
 def lbp(images: UInt8[Tensor, "b 3 h w"], radii: Sequence[int] = (1, 2, 3), power: float = 0.5) -> Float[Tensor, "b d"]:
     """(Frequencies of the uniform, rotation invariant local binary patterns) ** `power`, 10 per radius.
 
-    The luma is rounded to grey levels; each pixel but the outer `radius` rows and columns is compared with its 8
-    neighbours at distance `radius` along rows, columns and diagonals (not interpolated on a circle). Pattern: the number
-    of neighbours not darker than the pixel if that changes at most twice around the ring, else 9 (riu2 of Ojala et al.
-    2002). Anything that keeps the order of grey levels does not count, nor does a flip or a quarter turn.
+    Each pixel but the outer `radius` rows and columns is compared with its 8 neighbours `radius` rows, columns or both
+    away (not interpolated on a circle). Pattern: the number of neighbours not darker than the pixel, if "not darker"
+    changes at most twice around the ring, else 9 (riu2 of Ojala et al. 2002). Anything that keeps the order of grey
+    levels does not count, nor does a flip or a quarter turn.
     """
-    gray = _luma(images).round()
+    gray = _luma(images)
     return torch.cat([_binary_patterns(gray, radius) for radius in radii], 1) ** power
 
 
@@ -101,7 +103,7 @@ def wavelet(images: UInt8[Tensor, "b 3 h w"], depth: int = 3) -> Float[Tensor, "
 
 
 def _luma(images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    return torch.einsum("c,bchw->bhw", LUMA.to(images.device), images.float())[:, None]
+    return to_gray(images).float()
 
 
 def _filter(gray: Float[Tensor, "b 1 h w"], kernel: Float[Tensor, "3 3"]) -> Float[Tensor, "b 1 u v"]:
@@ -114,7 +116,7 @@ def _gradient(gray: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 u v"]:
 
 
 def _thumbnail(images: Float[Tensor, "b c h w"], size: int) -> Float[Tensor, "b d"]:
-    _require(images, size, f"size={size}")
+    _require(images, size, f"a thumbnail of size={size}")
     return F.adaptive_avg_pool2d(images, size).flatten(1)
 
 
@@ -143,12 +145,9 @@ def _binary_patterns(gray: Float[Tensor, "b 1 h w"], radius: int) -> Float[Tenso
 
 
 def _haar(image: Float[Tensor, "b 1 h w"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    h, w = image.shape[-2] // 2 * 2, image.shape[-1] // 2 * 2
-    a, b = image[..., 0:h:2, :w], image[..., 1:h:2, :w]
-    low, high = (a + b) / math.sqrt(2), (a - b) / math.sqrt(2)
-    halves = [(band[..., 0::2], band[..., 1::2]) for band in (low, high)]
-    (ll, lh), (hl, hh) = (((left + right) / math.sqrt(2), (left - right) / math.sqrt(2)) for left, right in halves)
-    return ll, lh, hl, hh
+    h, w = (n // 2 * 2 for n in image.shape[-2:])
+    a, b, c, d = (image[..., row:h:2, column:w:2] for row in (0, 1) for column in (0, 1))
+    return (a + b + c + d) / 2, (a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2
 
 
 def _require(images: Float[Tensor, "b c h w"], least: int, option: str) -> None:
