@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -15,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from bdg.cli import main
-from bdg.commands.invocation import name_words, quote
+from bdg.commands.compose import open_hydra
+from bdg.commands.invocation import cells, name_words, parse, quote
 from bdg.commands.request import Request
 from bdg.commands.verbs import VERBS
 
@@ -131,10 +133,10 @@ def test_a_quoted_word_reaches_the_config_as_typed(word: str) -> None:
 
 
 def test_a_range_of_shards_needs_no_second_quotes() -> None:
-    assert name_words(RESTORE, ["k=a-{000..009}.tar", "k='a-{0..9}.tar'", "k={a:1}"]) == [
-        "k='a-{000..009}.tar'",
-        "k='a-{0..9}.tar'",
-        "k={a:1}",
+    assert name_words(RESTORE, ["a=a-{000..009}.tar", "b='a-{0..9}.tar'", "c={a:1}"]) == [
+        "a='a-{000..009}.tar'",
+        "b='a-{0..9}.tar'",
+        "c={a:1}",
     ]
 
 
@@ -149,6 +151,11 @@ def test_words_fill_only_keys_that_are_not_set_by_name() -> None:
 @pytest.mark.parametrize("path", ["./a=b.png", "/a=b.png", "../a=b.png", "~/a=b.png"])
 def test_a_path_with_an_equals_sign_is_a_word_if_it_begins_as_a_path(path: str) -> None:
     assert name_words(RESTORE, [path]) == [f"input='{path}'"]
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="shards is given 2 times"):
+        name_words(RESTORE, ["shards=a-0.tar", "shards=a-1.tar"])
 
 
 def test_without_such_a_beginning_it_is_an_override() -> None:
@@ -491,9 +498,11 @@ def test_bash_completes_with_what_was_installed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
-def test_examples_are_overrides_that_hydra_can_read(verb: Any) -> None:
+def test_examples_compose(verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for example in verb.examples:
-        program, name, *arguments = example.replace("'", "").split()
+        program, name, *arguments = shlex.split(example)
         assert (program, name) == ("bdg", verb.name)
-        flags = ("-m", "--cfg", "job")
-        OverridesParser.create().parse_overrides(name_words(verb, [a for a in arguments if a not in flags]))
+        overrides = name_words(verb, parse(verb, arguments).overrides)
+        for cell in cells(open_hydra(), overrides):
+            Request(verb.name, cell).compose()

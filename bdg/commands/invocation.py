@@ -5,6 +5,7 @@ import importlib
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from hydra._internal.hydra import Hydra
@@ -66,7 +67,10 @@ def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
 
     A word is bare if it has no '=' or begins as a path does (`./ ../ / ~/`); `~key` is Hydra's deletion.
     """
-    named = {argument.lstrip("+").partition("=")[0] for argument in arguments if not is_bare(argument)}
+    named = Counter(argument.lstrip("+").partition("=")[0] for argument in arguments if not is_bare(argument))
+    for name, times in named.items():
+        if times > 1:  # the last would count, silently; a shell makes this of key=x-{0..9}.tar
+            raise ValueError(f"{name} is given {times} times: give it once, and put quotes around braces, '{name}=...'")
     free = iter([key for key in verb.words if key not in named])
     overrides = []
     for argument in arguments:
