@@ -44,7 +44,7 @@ class RestorationData(L.LightningDataModule):
     degradations: name -> callable, drawn equally often; None for a name that only pairs have.
     shards, val_shards, test_shards: files as in `x/train-{000000..000099}.tar`, one pattern or several.
     root: the folder that the patterns in conf refer to; not read here.
-    crop: side of the training crops in pixels. batch_size: images in a batch over all ranks.
+    crop: side of the training crops in pixels. flip: mirror half of them. batch_size: images in a batch over all ranks.
     val_crop: side of the centred crop that is validated, or None for the whole image, one per batch.
     val_severities: a photograph is validated with each degradation at each of these, or with None once, at a severity
         drawn as in training. Nothing of it depends on `seed`, so that runs can be compared.
@@ -59,13 +59,14 @@ class RestorationData(L.LightningDataModule):
         val_shards: Patterns | None = None,
         test_shards: Patterns | None = None,
         root: str | None = None,
-        crop: int = 256,
-        flip: bool = True,
-        batch_size: int = 8,
-        num_workers: int = 2,
-        val_crop: int | None = None,
-        val_severities: Sequence[float] | None = (1, 2, 3, 4, 5),
-        seed: int = 0,
+        *,
+        crop: int,
+        flip: bool,
+        batch_size: int,
+        num_workers: int,
+        val_crop: int | None,
+        val_severities: Sequence[float] | None,
+        seed: int,
     ) -> None:
         super().__init__()
         for name, value in (("crop", crop), ("batch_size", batch_size), ("val_crop", val_crop or 1)):
