@@ -60,7 +60,7 @@ def test_wheel_holds_every_committed_file_of_its_packages(wheel: Path) -> None:
 def test_command_works_away_from_the_checkout(bdg: Callable[..., str], tmp_path: Path) -> None:
     assert bdg("--version", cwd=tmp_path) == f"bdg {__version__}\n"
     assert "pipeline" in bdg("--help", cwd=tmp_path)
-    assert "\nstage:\n" in bdg("train", "--cfg", "job", cwd=tmp_path)
+    assert "stage:\n  name: generation\n" in bdg("train", "--cfg", "job", cwd=tmp_path)
     assert "generation" in bdg("train", "--help", cwd=tmp_path)
 
 
