@@ -128,8 +128,9 @@ def describe(
 ) -> dict[str, Float[Tensor, "n d"]]:
     """One vector per sample from each descriptor; images are made batch by batch and not kept."""
     parts: dict[str, list[Tensor]] = {name: [] for name in descriptors}
+    terminal = Console(stderr=True)
     starts = range(0, len(samples), BATCH)
-    for start in track(starts, "describing", console=Console(stderr=True), transient=True):
+    for start in track(starts, "describing", console=terminal, transient=True, disable=not terminal.is_terminal):
         images = torch.stack([sample.image(size) for sample in samples[start : start + BATCH]])
         for name, descriptor in descriptors.items():
             parts[name].append(descriptor(images).flatten(1).float())

@@ -190,6 +190,11 @@ def test_a_group_is_never_on_both_sides_and_folds_are_balanced(groups, folds, se
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_a_random_split_lets_a_group_into_several_folds():
+    fold = probe.fold_of(range(100), 5, seed=0)
+    assert fold[:10].unique().numel() > 1  # ten images of one photograph
+
+
 def test_folds_depend_on_the_seed_alone():
     names = [f"photo {number}" for number in range(40)]
     first, again, other = (probe.fold_of(names, 5, seed) for seed in (1, 1, 2))
