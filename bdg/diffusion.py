@@ -7,7 +7,6 @@ restoration all three.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from bdg.schedule import Coefficients, Schedule
 from bdg.types import Estimate, Image, Timestep
 
-Curve = Literal["alpha", "beta", "delta"]
-EstimateRule = Literal["both", "residual"]
-TimeInput = Literal["beta", "alpha", "index"]
+CURVES = ("alpha", "beta", "delta")
+ESTIMATES = ("both", "residual")
+TIMES = ("beta", "alpha", "index")
 
 
 class Diffusion(nn.Module):
@@ -35,20 +34,20 @@ class Diffusion(nn.Module):
         self,
         schedule: Schedule | None = None,
         curves: Sequence[str] = ("alpha", "beta", "delta"),
-        estimate: EstimateRule = "both",
-        time: TimeInput = "beta",
+        estimate: str = "both",
+        time: str = "beta",
     ) -> None:
         super().__init__()
-        unknown = set(curves) - set(get_args(Curve))
+        unknown = set(curves) - set(CURVES)
         if unknown or "beta" not in curves:
-            raise ValueError(f"curves={list(curves)}: choose from {list(get_args(Curve))}, with beta among them")
-        if estimate not in get_args(EstimateRule):
-            raise ValueError(f"estimate={estimate!r}: choose one of {list(get_args(EstimateRule))}")
-        if time not in get_args(TimeInput):
-            raise ValueError(f"time={time!r}: choose one of {list(get_args(TimeInput))}")
+            raise ValueError(f"curves={list(curves)}: choose from {list(CURVES)}, with beta among them")
+        if estimate not in ESTIMATES:
+            raise ValueError(f"estimate={estimate!r}: choose one of {list(ESTIMATES)}")
+        if time not in TIMES:
+            raise ValueError(f"time={time!r}: choose one of {list(TIMES)}")
         self.schedule = schedule or Schedule()
         self.curves = tuple(curves)
-        self.estimate_from: EstimateRule = estimate if "alpha" in curves else "both"
+        self.estimate_from = estimate if "alpha" in curves else "both"
         self.time_input = time
 
     @property
@@ -57,13 +56,17 @@ class Diffusion(nn.Module):
 
     def at(self, t: Timestep, dtype: torch.dtype = torch.float32) -> Coefficients:
         """The coefficients at t, 0 where the curve is off."""
-        on = [name in self.curves for name in get_args(Curve)]
+        on = [name in self.curves for name in CURVES]
         return Coefficients(*(c * flag for c, flag in zip(self.schedule.at(t, dtype), on, strict=True)))
 
     def time(self, t: Timestep) -> Float[Tensor, " b"]:
         """t as the network sees it, in 0 .. num_steps."""
         alpha_bar, beta_bar, _ = self.schedule.at(t)
-        names = {"alpha": alpha_bar.flatten() * self.num_steps, "beta": beta_bar.flatten() * self.num_steps, "index": t.float()}
+        names = {
+            "alpha": alpha_bar.flatten() * self.num_steps,
+            "beta": beta_bar.flatten() * self.num_steps,
+            "index": t.float(),
+        }
         return names[self.time_input]
 
     def q_sample(self, truth: Estimate, x_lq: Image, t: Timestep) -> Image:

@@ -5,6 +5,7 @@ x_lq; `draw` gives the unit noise of later steps where a sampler adds any. They 
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 
@@ -21,7 +22,7 @@ def times(num_steps: int, sample_steps: int) -> list[tuple[int, int]]:
     if not 1 <= sample_steps <= num_steps:
         raise ValueError(f"sample_steps={sample_steps}: choose 1 to {num_steps}, the number of training steps")
     points = torch.linspace(-1, num_steps - 1, sample_steps + 1).int().tolist()[::-1]
-    return list(zip(points[:-1], points[1:], strict=True))
+    return list(pairwise(points))
 
 
 def ddim(
@@ -101,4 +102,3 @@ def _jumps(diffusion: Diffusion, x: Image, sample_steps: int) -> Iterator[tuple[
 
 def _batch(x: Image, t: int) -> Timestep:
     return torch.full((x.shape[0],), t, device=x.device)
-

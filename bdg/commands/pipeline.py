@@ -1,0 +1,70 @@
+"""`bdg pipeline`: the chain of stages, each from the one before, then a measurement on photographs never trained on.
+
+Leaves beside the runs, in `root/project/`: weights.safetensors (the last stage's), summary.json, panel.jpg, and the degraded
+images of the panel for `bdg restore` to be tried on.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bdg.commands.compose import build
+from bdg.commands.evaluate import Gallery, evaluate
+from bdg.commands.request import Request
+from bdg.commands.train import Plan, plan_stage, train
+from bdg.restoration import Restorer
+from datamodules.images import write_image
+from jobs.run import write_text
+
+
+def run(config: DictConfig, request: Request) -> None:
+    scores: dict[str, Mapping[str, float]] = {}
+    for stage in config.stages:
+        first = stage == config.stages[0]
+        plan = plan_stage(request if first else request.without("inherit.from", "ckpt_path"), stage)
+        scores[stage] = train(plan)
+    _measure(plan, scores)
+
+
+@rank_zero_only
+def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
+    config, run = plan.config, plan.run
+    folder, console = Path(config.root) / config.project, Console(highlight=False)
+    restorer = Restorer.load(run.weights, allow=tuple(config.allow))
+    data, protocol = build(config.data), build(config.protocol)
+    data.setup("test")
+    batches = data.test_dataloader()
+    gallery = Gallery(list(config.degradation), protocol)
+    bar = track(batches, "evaluating", len(batches), console=Console(stderr=True), transient=True)
+    about = {"weights": str(restorer), "data": str(config.data.test_shards), "seed": config.seed}
+    report = evaluate(partial(restorer, seed=config.seed), bar, list(config.degradation), protocol, about, [gallery])
+    priors = {stage: values["val/prior_noise_loss"] for stage, values in scores.items()}
+    console.print(report.table(), prior_table(priors))
+    summary = report.to_dict() | {"prior_noise_loss": priors, "stages": dict(scores)}
+    written = json.dumps(summary, indent=1) + "\n"
+    write_text(folder / "summary.json", written)
+    if config.json:
+        write_text(Path(config.json), written)
+    shutil.copyfile(run.weights, folder / "weights.safetensors")
+    write_image(folder / "panel.jpg", gallery.picture())
+    for name, image in gallery.degraded().items():
+        write_image(folder / "degraded" / f"{name}.png", image)
+    console.print(f"{folder}: weights.safetensors, summary.json, panel.jpg, degraded/", soft_wrap=True)
+
+
+def prior_table(priors: Mapping[str, float]) -> Table:
+    """Is what generation learned still there? The noise loss of its process on clean images, after each stage."""
+    table = Table(title="prior: noise loss of the generation process on clean images, at fixed t", title_justify="left")
+    table.add_column("after stage")
+    table.add_column("val/prior_noise_loss", justify="right")
+    for stage, value in priors.items():
+        table.add_row(stage, f"{value:.4f}")
+    return table

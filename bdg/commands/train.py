@@ -1,0 +1,188 @@
+"""`bdg train`: one stage, from its config to averaged weights in the folder that its identity names."""
+
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from omegaconf import DictConfig, OmegaConf
+
+from bdg.commands.compose import build
+from bdg.commands.request import Request
+from bdg.metrics import RestorationMetrics
+from bdg.stages import Stage
+from bdg.weights import save_weights
+from datamodules.shards import digest
+from jobs.run import Run, definition, identity, manifest, write_text
+
+DESCRIBES = ("name", "reads", "curves", "estimate", "lambda", "anchor")
+"""Keys of `stage` that speak to the rest of the config; the others are arguments of the stage's class."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a stage's first weights come from, and what makes them."""
+
+    identity: str
+    weights: Path
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One stage, ready to be trained: its config with the run's folder filled in, and what it is made of."""
+
+    config: DictConfig
+    run: Run
+    data: str
+    parent: Parent | None
+
+
+def run(config: DictConfig, request: Request) -> None:
+    plan = plan_stage(request, config.stage.name)
+    metrics = train(plan)
+    if config.json:
+        write_text(Path(config.json), json.dumps({"run": str(plan.run.folder), "metrics": metrics}, indent=1))
+
+
+def plan_stage(request: Request, stage: str) -> Plan:
+    """Finds out which run this is; with `inherit.from=auto` that asks the same of the stage before."""
+    config = request.compose({"stage": stage})
+    parent = _parent(config, request)
+    data = digest(config.data.shards)
+    config.run_folder = ""  # does not define anything, but must have a value for the config to resolve
+    name = identity(definition(resolved(config)), parent.identity if parent else None, data)
+    run = Run(Path(config.root), config.project, config.stage.name, name)
+    config.run_folder = str(run.folder)
+    config.inherit.parent = str(parent.weights) if parent else None
+    return Plan(config, run, data, parent)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, every interpolation replaced by its value."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _parent(config: DictConfig, request: Request) -> Parent | None:
+    chain, stage, source = list(config.stages), config.stage.name, config.inherit["from"]
+    if source in (None, "none"):
+        return None
+    if source != "auto":
+        weights = Path(source) / "weights" / "ema.safetensors" if Path(source).is_dir() else Path(source)
+        if not weights.exists():
+            raise FileNotFoundError(
+                f"inherit.from={source}: there are no weights at {weights}: "
+                "name the folder of a finished run or a weights file, or start from scratch with inherit.from=none"
+            )
+        return Parent(hashlib.sha256(weights.read_bytes()).hexdigest()[:12], weights, made_by="")
+    if stage not in chain:
+        raise ValueError(
+            f"stage={stage} is not in stages={chain}: add it there, or say what it inherits from with inherit.from="
+        )
+    if chain[0] == stage:
+        return None
+    before = plan_stage(request.without("inherit.from", "ckpt_path"), chain[chain.index(stage) - 1])
+    words = [o for o in request.without("stage").overrides if not o.startswith("inherit.from=")]
+    command = " ".join(["bdg train", f"stage={before.config.stage.name}", *words])
+    return Parent(before.run.identity, before.run.weights, command)
+
+
+def train(plan: Plan) -> dict[str, float]:
+    """Trains the stage, or goes on where it stopped, or finds it done. Returns its validation scores."""
+    run, config = plan.run, plan.config
+    if run.done:
+        rank_zero_info(f"{run.stage} {run.identity} is done: {run.folder}")
+        return json.loads(run.metrics.read_text())
+    resume = config.ckpt_path or (str(run.checkpoint) if run.checkpoint.exists() else None)
+    if not resume and plan.parent and not plan.parent.weights.exists():
+        raise FileNotFoundError(
+            f"stage '{run.stage}' inherits from {plan.parent.weights}, which does not exist: "
+            f"make it with: {plan.parent.made_by} (or start from scratch with inherit.from=none)"
+        )
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = build(config.data)
+    stage = build_stage(config)
+    trainer = build_trainer(config)
+    if trainer.is_global_zero:
+        _open(plan)
+    rank_zero_info(
+        f"{run.stage} {run.identity}: " + (f"goes on from {resume}" if resume else f"begins in {run.folder}")
+    )
+    try:
+        with warnings.catch_warnings():
+            _quiet()
+            trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+    except BaseException as error:
+        if trainer.is_global_zero:
+            run.set_status("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
+        if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
+    if trainer.global_step < trainer.max_steps:
+        if trainer.is_global_zero:
+            run.set_status("interrupted")
+        raise KeyboardInterrupt
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    if trainer.is_global_zero:
+        _close(plan, stage, metrics)
+    trainer.strategy.barrier("done")
+    return metrics
+
+
+def build_stage(config: DictConfig) -> Stage:
+    """The LightningModule of `config.stage` with the parts it is made of."""
+    node = OmegaConf.create({k: v for k, v in resolved(config)["stage"].items() if k not in DESCRIBES})
+    return build(
+        node,
+        allow=config.allow,
+        network=build(config.network),
+        diffusion=build(config.diffusion),
+        glcm=build(config.glcm) if config.glcm.get("_target_") else None,
+        sampler=build(config.sampler),
+        metrics=RestorationMetrics(list(config.degradation), build(config.protocol)),
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: DictConfig) -> L.Trainer:
+    callbacks = [build(node) for node in config.callbacks.values() if node]
+    loggers = [build(node) for node in config.logger.values() if node]
+    return build(config.trainer, callbacks=callbacks, logger=loggers or False)
+
+
+def _open(plan: Plan) -> None:
+    """Writes what the run is before it begins."""
+    run, parent = plan.run, plan.parent
+    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
+    facts = manifest(run, parent.identity if parent else None, plan.data)
+    write_text(run.folder / "manifest.json", json.dumps(facts, indent=1))
+    run.set_status("running")
+
+
+def _close(plan: Plan, stage: Stage, metrics: dict[str, float]) -> None:
+    """Writes the averaged weights, which training leaves in the module, and the scores; then the run is done."""
+    run, plain = plan.run, resolved(plan.config)
+    about = {key: plain[key] for key in ("network", "diffusion", "sampler", "degradation", "glcm")}
+    about |= {
+        "stage": run.stage,
+        "identity": run.identity,
+        "condition": plain["stage"]["condition"],
+        "data_digest": plan.data,
+    }
+    save_weights(run.weights, stage.state_dict(), about)
+    write_text(run.metrics, json.dumps(metrics, indent=1))
+    run.set_status("done")
+
+
+def _quiet() -> None:
+    """Hushes what Lightning says on every run and nobody can act on; everything else stays loud."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*your `IterableDataset`.*"):
+        warnings.filterwarnings("ignore", message=message)

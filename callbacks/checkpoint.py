@@ -1,0 +1,49 @@
+"""The checkpoint a run resumes from: always the newest, whole or not there at all."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import callbacks
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """Writes `path` every `every_n_steps` optimizer steps. It holds plain tensors and containers only."""
+
+    def __init__(self, path: str, every_n_steps: int = 1000) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.checkpoint.every_n_steps={every_n_steps}: choose 1 or more")
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self._saved_at = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step > self._saved_at:
+            trainer.save_checkpoint(self.path)
+            self._saved_at = step
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, renames; reads tensors and plain containers only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)

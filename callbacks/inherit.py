@@ -1,0 +1,111 @@
+"""A stage takes over the averaged weights of the stage before it, name by name, and says what it did."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from bdg.weights import load_weights
+from jobs.run import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which tensors came from the parent, which begin here, which stayed behind, and the norm of each group."""
+
+    parent: str
+    inherited: dict[str, float]
+    fresh: dict[str, float]
+    dropped: dict[str, float]
+
+    def __str__(self) -> str:
+        groups = (("inherited", self.inherited), ("fresh by design", self.fresh), ("dropped by design", self.dropped))
+        counts = ", ".join(f"{len(norms)} {what} (norm {_total(norms):.4g})" for what, norms in groups)
+        return f"inherit from {self.parent}: {counts}"
+
+
+class Inherit(L.Callback):
+    """Loads the parent's weights before training, unless the run resumes its own checkpoint, which has precedence.
+
+    parent: a weights file (safetensors) or a checkpoint, or None to start from scratch.
+    fresh, dropped: prefixes of names that may be missing in the parent or left behind, beside those the stage declares.
+    report_path: where the report is stored as JSON.
+    """
+
+    def __init__(
+        self,
+        parent: str | None = None,
+        fresh: Sequence[str] = (),
+        dropped: Sequence[str] = (),
+        report_path: str | None = None,
+    ) -> None:
+        self.parent = parent
+        self.fresh = tuple(fresh)
+        self.dropped = tuple(dropped)
+        self.report_path = report_path
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit" or trainer.ckpt_path is not None:
+            return
+        if self.parent is None:
+            rank_zero_info("inherit from none: all weights begin at random")
+            return
+        fresh = (*getattr(pl_module, "fresh", ()), *self.fresh)
+        dropped = (*getattr(pl_module, "dropped", ()), *self.dropped)
+        report = inherit(pl_module, read_parent(self.parent), self.parent, fresh, dropped)
+        rank_zero_info(str(report))
+        if self.report_path and trainer.is_global_zero:
+            write_text(Path(self.report_path), json.dumps(asdict(report), indent=1))
+
+
+def read_parent(path: str) -> Mapping[str, Tensor]:
+    """The averaged weights in a safetensors file or in a checkpoint (there they are its `state_dict`)."""
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"inherit.from={path} does not exist: train that stage first, or start from scratch with inherit.from=none"
+        )
+    if path.endswith(".safetensors"):
+        return load_weights(path)[0]
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def inherit(
+    module: torch.nn.Module, parent: Mapping[str, Tensor], origin: str, fresh: Sequence[str], dropped: Sequence[str]
+) -> Report:
+    """Copies every tensor of `parent` into the tensor of the same name and shape.
+
+    Nothing is copied where a name is missing on one side without standing under a prefix of `fresh` or `dropped`, or where
+    shapes differ: a ValueError names the tensors.
+    """
+    own = module.state_dict()
+    shared = own.keys() & parent.keys()
+    missing = sorted(own.keys() - parent.keys())
+    surplus = sorted(parent.keys() - own.keys())
+    faults = [f"{n} is not in the parent" for n in missing if not n.startswith(tuple(fresh))]
+    faults += [f"{n} has no place here" for n in surplus if not n.startswith(tuple(dropped))]
+    faults += [
+        f"{n} is {tuple(parent[n].shape)} in the parent and {tuple(own[n].shape)} here"
+        for n in sorted(shared)
+        if parent[n].shape != own[n].shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise ValueError(
+            f"the weights in {origin} do not fit this stage: {shown}. Give both the same network and glcm, "
+            "name what may begin here with inherit.fresh=[PREFIX], or start from scratch with inherit.from=none"
+        )
+    module.load_state_dict({name: parent[name] for name in shared}, strict=False)
+    return Report(origin, _norms(parent, sorted(shared)), _norms(own, missing), _norms(parent, surplus))
+
+
+def _norms(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:
+    return {name: tensors[name].float().norm().item() for name in names}
+
+
+def _total(norms: dict[str, float]) -> float:
+    return sum(norm**2 for norm in norms.values()) ** 0.5

@@ -1,0 +1,148 @@
+"""A run's identity and its folder: what defines a stage, and where its files lie. Knows no torch and starts no training.
+
+Address = identity: the same definition always leads to the same folder, so a repeated command goes on where it stopped or
+finds the work done, and two experiments that share a stage share its run.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever its files lie
+    "seed",
+    "network",
+    "diffusion.schedule",
+    "diffusion.time",
+    "stage._target_",
+    "stage.curves",
+    "stage.optimizer",
+    "stage.scheduler",
+    "inherit.fresh",
+    "data._target_",
+    "data.crop",
+    "data.flip",
+    "data.batch_size",
+    "trainer.max_steps",
+    "trainer.precision",
+    "trainer.gradient_clip_val",
+    "callbacks.ema",
+)
+DEFINES_STAGES_THAT_READ = {
+    "degradation": ("degradation", "stage.estimate", "stage.condition"),
+    "glcm": ("glcm",),
+}
+"""`stage.reads` says which of these a stage looks at; the loss terms that are on count by their own rule."""
+
+
+def definition(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what is learned; loggers, workers, machines and validation do not count.
+
+    A loss term counts when its weight is not 0, so lambda counts through the weights it sets and nowhere else.
+    """
+    keys = [*DEFINES_EVERY_STAGE]
+    for what in config["stage"]["reads"]:
+        keys += DEFINES_STAGES_THAT_READ[what]
+    found = {key: _get(config, key) for key in keys}
+    weights, terms = config["stage"]["weights"], config["stage"]["terms"]
+    found["losses"] = {name: [weight, terms.get(name)] for name, weight in weights.items() if weight}
+    return found
+
+
+def identity(definition: Mapping[str, Any], parent: str | None, data: str) -> str:
+    """12 hexadecimal digits of what defines a run: its definition, its parent's identity, the digest of its data."""
+    text = json.dumps([definition, parent, data], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _get(config: Mapping[str, Any], dotted: str) -> Any:
+    value: Any = config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder `root/project/stage/identity/` and the names of what is in it."""
+
+    root: Path
+    project: str
+    stage: str
+    identity: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.project / self.stage / self.identity
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights" / "ema.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """Validation scores of the finished run."""
+        return self.folder / "metrics.json"
+
+    @property
+    def status(self) -> str:
+        """ "new", "running", "interrupted", "failed" or "done"."""
+        path = self.folder / "STATUS"
+        return path.read_text().strip() if path.exists() else "new"
+
+    def set_status(self, status: str) -> None:
+        write_text(self.folder / "STATUS", status + "\n")
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done" and self.weights.exists()
+
+
+def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
+    """What one wants to know of a run in a year: parents, data, code, versions, machine."""
+    return {
+        "stage": run.stage,
+        "identity": run.identity,
+        "parents": [parent] if parent else [],
+        "data_digest": data,
+        "code": _code(),
+        "versions": {name: metadata.version(name) for name in ("torch", "lightning", "hydra-core", "webdataset")},
+        "host": {"name": socket.gethostname(), "python": platform.python_version(), "cpus": os.cpu_count()},
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing: beside the target, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _code() -> dict[str, str]:
+    """Commit of the checkout this file lies in and a digest of what was changed since; empty outside a checkout."""
+
+    def git(*words: str) -> bytes:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, check=True).stdout
+
+    try:
+        diff = git("diff", "HEAD")
+        return {
+            "commit": git("rev-parse", "HEAD").decode().strip(),
+            "diff": hashlib.sha256(diff).hexdigest()[:12] if diff else "",
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}
