@@ -167,7 +167,7 @@ def test_sources_that_cannot_be_measured_say_what_to_do(tmp_path, clean_shards):
             list(open_source(compose("evaluate", [f"source={folder}"])).batches)
         return str(error.value)
 
-    assert "no such" in source_error(tmp_path / "gone")
+    assert "check the path" in source_error(tmp_path / "gone")
     assert "clean images only" in source_error(clean_shards.parent / "photos")
     for part in ("train", "val"):
         (tmp_path / "parts").mkdir(exist_ok=True)

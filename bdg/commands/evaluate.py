@@ -1,0 +1,246 @@
+"""`bdg evaluate`: how far restored images are from clean ones, with the protocol beside every number."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bdg.commands.compose import build
+from bdg.commands.request import Request
+from bdg.commands.restore import Restore, check_free, describe, load_restorer, restoring
+from bdg.metrics import Protocol, RestorationMetrics, psnr
+from bdg.panel import panel, to_uint8
+from bdg.types import Image
+from datamodules.images import Picture, check_format, read_image, write_image
+from datamodules.layouts import Item, find
+from datamodules.restoration import RestorationData
+from jobs.run import write_text
+
+Batch = Mapping[str, Any]
+"""x_hq, x_lq: b 3 h w in [-1, 1]; label: int b; key: list; severity: float b, NaN where nobody knows it."""
+Seen = Callable[[Batch, Image], None]
+"""Is shown every batch with the restored images."""
+
+COLUMNS = {"num_images": "images", "psnr_input": "PSNR in", "psnr": "PSNR", "gain": "gain dB", "ssim_input": "SSIM in"}
+"""What the table calls a score; others go by their own name."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is measured: batches, and the names of their labels. `about`: how a report names it."""
+
+    degradations: Sequence[str]
+    batches: Iterable[Batch]
+    num_batches: int
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores by degradation and of every image, with what one must know to measure them again."""
+
+    protocol: Protocol
+    scores: Mapping[str, Mapping[str, float]]
+    images: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, as JSON takes it."""
+        protocol = {
+            "color": self.protocol.color,
+            "border": self.protocol.border,
+            "round_uint8": self.protocol.round_uint8,
+            "text": str(self.protocol),
+        }
+        return {"protocol": protocol, **self.about, "scores": self.scores, "images": self.images}
+
+    def table(self) -> Table:
+        """One row per degradation, the mean below, the protocol above."""
+        keys = ["num_images", *(key for key in self.scores["mean"] if key != "num_images")]
+        order = [key for key in COLUMNS if key in keys] + [key for key in keys if key not in COLUMNS]
+        table = Table(title=str(self.protocol), caption=describe(dict(self.about)), title_justify="left")
+        table.add_column("degradation")
+        for key in order:
+            table.add_column(COLUMNS.get(key, key.upper()), justify="right")
+        for name, row in self.scores.items():
+            table.add_row(name, *(_digits(key, row[key]) for key in order), end_section=name == list(self.scores)[-2])
+        return table
+
+
+def run(config: DictConfig, request: Request) -> None:
+    restorer = load_restorer(config)
+    restore, settings = restoring(restorer, config)
+    protocol = build(config.protocol, allow=config.allow)
+    source = open_source(config)
+    watching: list[Seen] = []
+    gallery = Gallery(source.degradations, protocol)
+    if config.picture:
+        check_free([Path(config.picture)], config.overwrite)
+        check_format(config.picture, Picture(np.zeros((1, 1, 3), np.uint8)))
+        watching.append(gallery)
+    if config.outputs:
+        check_free([Path(config.outputs)], config.overwrite)
+        watching.append(Outputs(Path(config.outputs), source.degradations))
+    console = Console(highlight=False)
+    console.print(f"weights {restorer}; {describe(settings)}", soft_wrap=True)
+    bar = track(source.batches, "evaluating", source.num_batches, console=Console(stderr=True), transient=True)
+    about = {"weights": str(restorer), **source.about, **settings}
+    report = evaluate(restore, bar, source.degradations, protocol, about, watching)
+    console.print(report.table())
+    if config.picture:
+        write_image(config.picture, gallery.picture())
+    if config.json:
+        write_text(Path(config.json), json.dumps(report.to_dict(), indent=1) + "\n")
+
+
+def evaluate(
+    restore: Restore,
+    batches: Iterable[Batch],
+    degradations: Sequence[str],
+    protocol: Protocol,
+    about: Mapping[str, Any] | None = None,
+    watching: Sequence[Seen] = (),
+) -> Report:
+    """Restores every batch and measures it. `about`: what the report should say of weights, data and settings."""
+    metrics = RestorationMetrics(degradations, protocol)
+    facts: list[dict[str, Any]] = []
+    for batch in batches:
+        restored = restore(batch["x_lq"], batch.get("name", batch["key"]))
+        index = torch.arange(len(facts), len(facts) + len(restored))
+        metrics.update(restored, batch["x_hq"], batch["x_lq"], batch["label"], index)
+        facts += [
+            {"key": key, "severity": severity} for key, severity in zip(batch["key"], severities(batch), strict=True)
+        ]
+        for seen in watching:
+            seen(batch, restored)
+    images = [facts[row.pop("index")] | row for row in metrics.per_image()]
+    return Report(protocol, metrics.compute(), images, about or {})
+
+
+def severities(batch: Batch) -> list[float | None]:
+    """NaN, which JSON does not have, as None."""
+    return [None if math.isnan(severity) else severity for severity in batch["severity"].tolist()]
+
+
+class Gallery:
+    """Keeps one image of each degradation while they pass, and makes the picture of them: degraded | restored | clean.
+
+    Different photographs for different degradations where there are enough, at a severity near 3.
+    """
+
+    def __init__(self, degradations: Sequence[str], protocol: Protocol) -> None:
+        self.degradations = degradations
+        self.protocol = protocol
+        self.photographs: list[str] = []
+        self.kept: dict[int, tuple[tuple[float, int], list[NDArray[np.uint8]], list[str]]] = {}
+
+    def __call__(self, batch: Batch, restored: Image) -> None:
+        for i, (label, key, severity) in enumerate(
+            zip(batch["label"].tolist(), batch["key"], severities(batch), strict=True)
+        ):
+            if key not in self.photographs:
+                self.photographs.append(key)
+            rank = (0.0 if severity is None else abs(severity - 3), abs(self.photographs.index(key) - label))
+            if label in self.kept and self.kept[label][0] <= rank:
+                continue
+            x_lq, x_hq = batch["x_lq"][i : i + 1], batch["x_hq"][i : i + 1]
+            clean = self.protocol(x_hq)
+            before, after = (psnr(self.protocol(x), clean).item() for x in (x_lq, restored[i : i + 1]))
+            name = self.degradations[label] + ("" if severity is None else f" {severity:g}")
+            self.kept[label] = (
+                rank,
+                [to_uint8(x[0]) for x in (x_lq, restored[i : i + 1], x_hq)],
+                [f"{name}: {before:.2f} dB", f"{after:.2f} dB", key],
+            )
+
+    def picture(self, width: int = 320) -> NDArray[np.uint8]:
+        """Rows in the order of the labels, captions with PSNR under the protocol; uint8 h w 3."""
+        rows = [self.kept[label] for label in sorted(self.kept)]
+        titles = ["degraded", "restored", "clean"]
+        return panel([images for _, images, _ in rows], [captions for *_, captions in rows], titles, width)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Writes restored images to <folder>/<degradation>/<key>[_<severity>].png."""
+
+    folder: Path
+    degradations: Sequence[str]
+
+    def __call__(self, batch: Batch, restored: Image) -> None:
+        facts = zip(batch["label"].tolist(), batch["key"], severities(batch), restored, strict=True)
+        for label, key, severity, image in facts:
+            name = key if severity is None else f"{key}_{severity:g}"
+            write_image(self.folder / self.degradations[label] / f"{name}.png", to_uint8(image))
+
+
+def open_source(config: DictConfig) -> Source:
+    """A folder of pairs, or shards, which may also be named by their folder."""
+    folder = Path(config.source)
+    shards = sorted(path.name for path in folder.glob("*.tar")) if folder.is_dir() else []
+    if folder.is_dir() and not shards:
+        return _pairs(folder)
+    parts = sorted({name.rpartition("-")[0] for name in shards})
+    if len(parts) > 1 and "test" not in parts:
+        choices = ", ".join(f"'{folder}/{part}-*.tar'" for part in parts)
+        raise ValueError(f"source={folder} holds shards of several parts, none of them test: name one of {choices}")
+    pattern = config.source if not shards else f"{folder}/{'test' if 'test' in parts else parts[0]}-*.tar"
+    degradations = {name: node and build(node, allow=config.allow) for name, node in config.degradation.items()}
+    data = RestorationData(
+        degradations,
+        crop=1,  # crop, flip and seed are for training only
+        flip=False,
+        seed=0,
+        batch_size=1,
+        val_crop=config.crop,
+        val_severities=list(config.severities),
+        num_workers=config.num_workers,
+    )
+    batches = data.measured(pattern)
+    about = {"data": str(pattern), "severities": data.val_severities, "crop": data.val_crop}
+    return Source(list(degradations), batches, len(batches), about)
+
+
+def _pairs(folder: Path) -> Source:
+    items = find(folder)
+    if items[0].lq is None:
+        raise ValueError(
+            f"source={folder} holds clean images only, nothing to restore: pack it first (bdg pack {folder} SHARDS) and "
+            "evaluate SHARDS, or give a folder with lq/ and gt/"
+        )
+    names = sorted({str(item.degradation) for item in items})
+    return Source(names, _read_pairs(items, names), len(items), {"data": str(folder)})
+
+
+def _read_pairs(items: Sequence[Item], names: Sequence[str]) -> Iterator[Batch]:
+    for index, item in enumerate(items):
+        assert item.lq is not None
+        x_lq, x_hq = (
+            torch.from_numpy(read_image(path).to_rgb()).permute(2, 0, 1)[None] * 2 - 1 for path in (item.lq, item.hq)
+        )
+        if x_lq.shape != x_hq.shape:
+            sizes = " and ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in (x_lq, x_hq))
+            raise ValueError(f"{item.lq} and {item.hq} have {sizes} pixels: a pair must have one size")
+        yield {
+            "x_hq": x_hq,
+            "x_lq": x_lq,
+            "label": torch.tensor([names.index(str(item.degradation))]),
+            "severity": torch.tensor([math.nan]),
+            "index": torch.tensor([index]),
+            "key": [item.key],
+            "name": [item.lq.name],  # as bdg restore names it, so that both restore the same image
+        }
+
+
+def _digits(key: str, value: float) -> str:
+    return f"{value:.0f}" if key == "num_images" else f"{value:.4f}" if key.startswith("ssim") else f"{value:.2f}"
