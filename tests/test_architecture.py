@@ -129,8 +129,9 @@ def test_a_config_file_fits_on_a_page(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_opens_with_its_command(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    assert re.match(rf"# .*\bbdg \w+ .*\bexperiment={path.stem}\b", first), f"{path.name} opens with: {first}"
+    package, command = path.read_text().splitlines()[:2]
+    assert package == "# @package _global_"  # Hydra reads it only above every other comment
+    assert re.match(rf"# .*\bbdg \w+ .*\bexperiment={path.stem}\b", command), f"{path.name} opens with: {command}"
 
 
 # --- all committed files ---
