@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import track
 from rich.table import Table
 
@@ -64,17 +64,16 @@ class Report:
         }
         return {"protocol": protocol, **self.about, "scores": self.scores, "images": self.images}
 
-    def table(self) -> Table:
-        """One row per degradation, the mean below, the protocol above."""
+    def table(self) -> RenderableType:
+        """One row per degradation, the mean below, the protocol above; for a rich console."""
         keys = ["num_images", *(key for key in self.scores["mean"] if key != "num_images")]
         order = [key for key in COLUMNS if key in keys] + [key for key in keys if key not in COLUMNS]
-        table = Table(title=str(self.protocol), caption=describe(dict(self.about)), title_justify="left")
-        table.add_column("degradation")
+        table = Table("degradation")
         for key in order:
             table.add_column(COLUMNS.get(key, key.upper()), justify="right")
         for name, row in self.scores.items():
             table.add_row(name, *(_digits(key, row[key]) for key in order), end_section=name == list(self.scores)[-2])
-        return table
+        return Group(f"protocol: {self.protocol}", table)
 
 
 def run(config: DictConfig, request: Request) -> None:
