@@ -1,17 +1,20 @@
 """A stage takes over the averaged weights of the stage before it, name by name, and says what it did."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from bdg.weights import load_weights
 from jobs.run import write_text
+
+
+log = logging.getLogger("bdg")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Inherit(L.Callback):
         if stage != "fit" or trainer.ckpt_path is not None:
             return
         if self.parent is None:
-            rank_zero_info("inherit from none: all weights begin at random")
+            if trainer.is_global_zero:
+                log.info("inherit from none: all weights begin at random")
             return
         fresh = (*getattr(pl_module, "fresh", ()), *self.fresh)
         dropped = (*getattr(pl_module, "dropped", ()), *self.dropped)
         report = inherit(pl_module, read_parent(self.parent), self.parent, fresh, dropped)
-        rank_zero_info(str(report))
+        if trainer.is_global_zero:
+            log.info(str(report))
         if self.report_path and trainer.is_global_zero:
             write_text(Path(self.report_path), json.dumps(asdict(report), indent=1))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig, OmegaConf
 
 from bdg.commands.compose import build
@@ -19,6 +18,8 @@ from bdg.stages import Stage
 from bdg.weights import save_weights
 from datamodules.shards import digest
 from jobs.run import Run, definition, identity, manifest, write_text
+
+log = logging.getLogger("bdg")
 
 DESCRIBES = ("name", "reads", "curves", "estimate", "lambda", "anchor")
 """Keys of `stage` that speak to the rest of the config; the others are arguments of the stage's class."""
@@ -98,7 +99,7 @@ def train(plan: Plan) -> dict[str, float]:
     """Trains the stage, or goes on where it stopped, or finds it done. Returns its validation scores."""
     run, config = plan.run, plan.config
     if run.done:
-        rank_zero_info(f"{run.stage} {run.identity} is done: {run.folder}")
+        log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
     resume = config.ckpt_path or (str(run.checkpoint) if run.checkpoint.exists() else None)
     if not resume and plan.parent and not plan.parent.weights.exists():
@@ -106,19 +107,17 @@ def train(plan: Plan) -> dict[str, float]:
             f"stage '{run.stage}' inherits from {plan.parent.weights}, which does not exist: "
             f"make it with: {plan.parent.made_by} (or start from scratch with inherit.from=none)"
         )
+    _hush()
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build(config.data)
     stage = build_stage(config)
     trainer = build_trainer(config)
     if trainer.is_global_zero:
         _open(plan)
-    rank_zero_info(
-        f"{run.stage} {run.identity}: " + (f"goes on from {resume}" if resume else f"begins in {run.folder}")
-    )
+        how = f"goes on from {resume}" if resume else f"begins in {run.folder}"
+        log.info("%s %s: %s", run.stage, run.identity, how)
     try:
-        with warnings.catch_warnings():
-            _quiet()
-            trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
     except BaseException as error:
         if trainer.is_global_zero:
             run.set_status("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
@@ -181,8 +180,8 @@ def _close(plan: Plan, stage: Stage, metrics: dict[str, float]) -> None:
     run.set_status("done")
 
 
-def _quiet() -> None:
-    """Hushes what Lightning says on every run and nobody can act on; everything else stays loud."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*your `IterableDataset`.*"):
+def _hush() -> None:
+    """Silences what Lightning says of every run and nobody can act on; everything else stays loud."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*`IterableDataset`.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message=message)
