@@ -130,7 +130,7 @@ def tiled(denoise: Denoise, tile: int, overlap: int | None = None) -> Denoise:
         raise ValueError(f"overlap={overlap}: choose 0 to {tile // 2}, half of tile={tile}")
 
     def blended(x_t: Image, x_lq: Image, t: Timestep) -> Estimate:
-        total = torch.zeros_like(torch.stack([x_t] * 3))
+        total = x_t.new_zeros((3, *x_t.shape))
         share = x_t.new_zeros(x_t.shape[-2:])
         for rows, row_weight in _strips(x_t.shape[-2], tile, overlap):
             for columns, column_weight in _strips(x_t.shape[-1], tile, overlap):
