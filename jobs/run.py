@@ -26,7 +26,6 @@ DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever
     "stage.curves",
     "stage.optimizer",
     "stage.scheduler",
-    "inherit.fresh",
     "data._target_",
     "data.crop",
     "data.flip",
@@ -37,7 +36,7 @@ DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever
     "callbacks.ema",
 )
 DEFINES_STAGES_THAT_READ = {
-    "degradation": ("degradation", "stage.estimate", "stage.condition"),
+    "degradation": ("degradation", "stage.estimate", "stage.condition", "inherit.fresh"),
     "glcm": ("glcm",),
 }
 """`stage.reads` says which of these a stage looks at; the loss terms that are on count by their own rule."""

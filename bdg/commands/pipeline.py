@@ -45,7 +45,8 @@ def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
     gallery = Gallery(list(config.degradation), protocol)
     bar = track(batches, "evaluating", len(batches), console=Console(stderr=True), transient=True)
     about = {"weights": str(restorer), "data": str(config.data.test_shards), "seed": config.seed}
-    report = evaluate(partial(restorer, seed=config.seed), bar, list(config.degradation), protocol, about, [gallery])
+    restore = partial(restorer, sampler=build(config.sampler), seed=config.seed)
+    report = evaluate(restore, bar, list(config.degradation), protocol, about, [gallery])
     priors = {stage: values["val/prior_noise_loss"] for stage, values in scores.items()}
     console.print(report.table(), prior_table(priors))
     summary = report.to_dict() | {"prior_noise_loss": priors, "stages": dict(scores)}

@@ -1,0 +1,95 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdg.commands.request import Request
+from bdg.commands.train import resolved
+from jobs.run import Run, definition, identity, write_text
+
+STAGES = ("generation", "bridging", "restoration")
+
+
+def defined(stage: str, *overrides: str) -> dict[str, Any]:
+    config = Request("train", ("data.root=photographs", f"stage={stage}", *overrides)).compose()
+    config.run_folder = ""
+    return definition(resolved(config))
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("seed=1", STAGES),
+        ("network=S", STAGES),
+        ("diffusion.time=index", STAGES),
+        ("diffusion.schedule.num_steps=100", STAGES),
+        ("+data.crop=64", STAGES),
+        ("trainer.max_steps=7", STAGES),
+        ("trainer.precision=bf16-mixed", STAGES),
+        ("callbacks.ema.decay=0.9", STAGES),
+        ("stage.optimizer.lr=1e-3", STAGES),
+        ("max_steps.bridging=7", ("bridging",)),
+        ("stage.lambda=0.05", ("bridging", "restoration")),
+        ("stage.weights.classify=0", ("bridging",)),
+        ("stage.terms.negative.literal=true", ("restoration",)),
+        ("stage.terms.bridge.targets=class", ("bridging", "restoration")),
+        ("stage.estimate=residual", ("bridging", "restoration")),
+        ("glcm.scales=[1]", ("bridging", "restoration")),
+        ("degradation=rain", ("bridging", "restoration")),
+        ("trainer.devices=2", ()),
+        ("logger=none", ()),
+        ("sampler=ddpm", ()),
+        ("protocol=y", ()),
+        ("project=other", ()),
+        ("callbacks.checkpoint.every_n_steps=3", ()),
+        ("+data.num_workers=3", ()),
+    ],
+)
+def test_changing_a_key_changes_exactly_the_stages_that_read_it(override: str, stages: tuple[str, ...]) -> None:
+    changed = tuple(stage for stage in STAGES if defined(stage) != defined(stage, override))
+
+    assert changed == stages
+
+
+def test_identity_depends_on_definition_parent_and_data() -> None:
+    ours = identity({"seed": 0}, None, "data")
+
+    assert ours == identity({"seed": 0}, None, "data")
+    others = [identity({"seed": 1}, None, "data"), identity({"seed": 0}, "p", "data"), identity({"seed": 0}, None, "d")]
+    assert len({ours, *others}) == 4
+
+
+def test_a_run_is_done_only_with_its_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path, "project", "generation", "0123456789ab")
+    assert run.status == "new"
+
+    run.set_status("done")
+    assert not run.done
+
+    write_text(run.weights, "tensors")
+    assert run.done
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "summary.json"
+    write_text(path, "first")
+
+    def full(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_text(path, "second")
+
+    assert path.read_text() == "first"
+
+
+def test_jobs_start_without_torch() -> None:
+    code = "import json, sys, jobs.run; print(json.dumps([m for m in sys.modules if m in ('torch', 'lightning', 'hydra')]))"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+
+    assert json.loads(loaded) == []
