@@ -178,7 +178,10 @@ def values_as_errors(source: Iterable[Batch | Exception]) -> Iterator[Batch]:
     """The other end of `errors_as_values`, in the main process."""
     for value in source:
         if isinstance(value, Exception):
-            raise value
+            try:
+                raise value
+            finally:
+                del source, value  # else error and loader hold each other, and the workers are not stopped in order
         yield value
 
 
