@@ -6,7 +6,6 @@ The architecture is DiffUIR's (Zheng et al., CVPR 2024), so that its published w
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -138,7 +137,7 @@ class UNet(nn.Module):
         x = self.final_conv(self.final_res(torch.cat((x, start), dim=1), time))
         return x[..., :h, :w], found
 
-    def fold(self) -> Self:
+    def fold(self) -> "UNet":
         """A frozen copy for inference with the kernels standardised once instead of in every call.
 
         A copy, not a cache: training goes on, weights are loaded and averages are swapped in without it noticing. Its
