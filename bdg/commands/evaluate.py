@@ -168,6 +168,10 @@ class Gallery:
         titles = ["degraded", "restored", "clean"]
         return panel([images for _, images, _ in rows], [captions for *_, captions in rows], titles, width)
 
+    def degraded(self) -> dict[str, NDArray[np.uint8]]:
+        """Name of the degradation -> the image of its row as it was before; uint8 h w 3."""
+        return {self.degradations[label]: images[0] for label, (_, images, _) in sorted(self.kept.items())}
+
 
 @dataclass(frozen=True)
 class Outputs:

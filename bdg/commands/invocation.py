@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import itertools
+import logging
 import re
 import sys
 from collections import Counter
@@ -112,6 +113,8 @@ def cells(hydra: Hydra, overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 def run(verb: Verb, request: Request) -> None:
     """Compose the config and do the verb's work."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("bdg").setLevel(logging.INFO)
     config = request.compose()
     importlib.import_module(f"bdg.commands.{verb.name}").run(config, request)
 
