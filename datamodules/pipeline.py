@@ -1,7 +1,7 @@
 """From a case to a batch in steps that a webdataset.DataPipeline chains: decode and pair, crop, degrade, batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from datamodules.images import decode
 from datamodules.shards import Sample
 
 Batch = dict[str, Any]
+Images = tuple[NDArray[np.uint8], NDArray[np.uint8] | None, dict[str, Any]]
 T = TypeVar("T")
 
 
@@ -73,20 +74,38 @@ def _worker() -> tuple[int, int]:
     return (info.id, info.num_workers) if info else (0, 1)
 
 
-def decoded(case: Case, names: Sequence[str]) -> Example:
-    """Reads and decodes the images of a case, and pairs them if there are two."""
-    sample = case.sample
+def images(sample: Sample) -> Images:
+    """A sample read and decoded: the clean image, the degraded one of a pair, and what the JSON member says."""
     hq, lq, info = shards.read(sample)
     x_hq = decode(hq, f"{sample}")
-    if case.drawn:
-        return Example(case, case.rng, x_hq, None, case.drawn[0], {})
-    assert lq is not None
+    if lq is None:
+        return x_hq, None, info
     x_lq = decode(lq, f"{sample}, degraded")
     if x_lq.shape != x_hq.shape:
         raise ValueError(
             f"{sample}: the degraded image is {_size(x_lq)}, the clean one {_size(x_hq)}: a pair must have one size"
         )
-    return Example(case, case.rng, x_hq, x_lq, _label(sample, info, names), info)
+    return x_hq, x_lq, info
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`images`, decoding each sample once: most of a small crop's time is decoding. (An lru_cache cannot be pickled.)"""
+
+    done: dict[Sample, Images] = field(default_factory=dict)
+
+    def __call__(self, sample: Sample) -> Images:
+        if sample not in self.done:
+            self.done[sample] = images(sample)
+        return self.done[sample]
+
+
+def decoded(case: Case, images: Callable[[Sample], Images], names: Sequence[str]) -> Example:
+    """The images of a case with its label: the drawn one, or that of the pair."""
+    x_hq, x_lq, info = images(case.sample)
+    if case.drawn:
+        return Example(case, case.rng, x_hq, None, case.drawn[0], {})
+    return Example(case, case.rng, x_hq, x_lq, _label(case.sample, info, names), info)
 
 
 def _label(sample: Sample, info: Mapping[str, Any], names: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ matter. So the state of the stream is one number, and the trainer keeps it alrea
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from math import ceil
+from math import ceil, inf
 
 import cv2
 import lightning as L
@@ -20,6 +20,7 @@ from datamodules.cases import Degrade, Labelled, TrainingCases, validation_cases
 from datamodules.pipeline import (
     Batch,
     Dealt,
+    Kept,
     Listed,
     batched,
     centre_crop,
@@ -27,12 +28,15 @@ from datamodules.pipeline import (
     decoded,
     degraded,
     errors_as_values,
+    images,
     random_crop,
     values_as_errors,
 )
 from datamodules.shards import Sample
 
 Patterns = str | Sequence[str]
+KEPT_BYTES = 64_000_000
+"""Of decoded images that each worker keeps, if all of them fit."""
 
 
 class RestorationData(L.LightningDataModule):
@@ -122,7 +126,8 @@ class RestorationData(L.LightningDataModule):
         samples = self._samples(self.shards, self.crop)
         cases = TrainingCases(samples, [labelled for _, labelled in self._callables(samples)], self.seed)
         source = Dealt(cases, self.batch_size, first_batch, rank, world_size)
-        return self._loader(source, partial(random_crop, size=self.crop, flip=self.flip), self.batch_size // world_size)
+        crop = partial(random_crop, size=self.crop, flip=self.flip)
+        return self._loader(samples, source, crop, self.batch_size // world_size)
 
     def measured(self, patterns: Patterns | None, rank: int = 0, world_size: int = 1) -> webdataset.WebLoader:
         """Each photograph with each degradation at each severity, once and always the same; pairs as they are."""
@@ -130,10 +135,13 @@ class RestorationData(L.LightningDataModule):
         cases = validation_cases(samples, self._callables(samples), self.val_severities)[rank::world_size]
         size = max(1, self.batch_size // world_size) if self.val_crop else 1
         crop = partial(centre_crop, size=self.val_crop) if self.val_crop else None
-        return self._loader(Listed(cases, size), crop, size).with_length(ceil(len(cases) / size), silent=True)
+        return self._loader(samples, Listed(cases, size), crop, size).with_length(ceil(len(cases) / size), silent=True)
 
-    def _loader(self, source: Dealt | Listed, crop: partial | None, batch_size: int) -> webdataset.WebLoader:
-        steps = [partial(decoded, names=list(self.degradations)), crop, degraded]
+    def _loader(
+        self, samples: Sequence[Sample], source: Dealt | Listed, crop: partial | None, batch_size: int
+    ) -> webdataset.WebLoader:
+        fetch = Kept() if _decoded_bytes(samples) <= KEPT_BYTES else images
+        steps = [partial(decoded, images=fetch, names=list(self.degradations)), crop, degraded]
         pipeline = webdataset.DataPipeline(
             source,
             *(webdataset.map(step) for step in steps if step),
@@ -176,6 +184,13 @@ class RestorationData(L.LightningDataModule):
                 f"{clean} is not a pair, and no degradation can be made: choose degradation=five or others"
             )
         return named
+
+
+def _decoded_bytes(samples: Sequence[Sample]) -> float:
+    """The memory that all samples take when decoded; infinite if their sizes are unknown."""
+    return sum(
+        3 * sample.size[0] * sample.size[1] * (2 if sample.lq else 1) if sample.size else inf for sample in samples
+    )
 
 
 def _begin_worker(worker: int) -> None:

@@ -1,4 +1,5 @@
 import json
+import pickle
 import random
 from collections import Counter
 from itertools import chain, islice
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules import shards
+from datamodules import restoration, shards
 from datamodules.degradations.haze import Haze
 from datamodules.degradations.noise import GaussianNoise
 from datamodules.images import decode
@@ -75,6 +76,18 @@ def test_stream_begun_later_is_the_rest_of_the_stream(packed, data):
     later = list(islice(data(packed, num_workers=2).stream(first_batch=3), 3))
     whole = list(islice(data(packed).stream(), 6))
     assert all(equal(a, b) for a, b in zip(whole[3:], later, strict=True))
+
+
+def test_pipeline_can_be_sent_to_a_worker_that_is_not_a_fork(packed, data):
+    loader = data(packed).stream()
+    dataset = loader.pipeline[0].dataset
+    assert equal(next(iter(pickle.loads(pickle.dumps(dataset)))), next(iter(loader)))
+
+
+def test_images_that_are_kept_are_those_that_are_decoded_anew(packed, data, monkeypatch):
+    kept = list(islice(data(packed).stream(), 4))
+    monkeypatch.setattr(restoration, "KEPT_BYTES", 0)
+    assert all(equal(a, b) for a, b in zip(kept, islice(data(packed).stream(), 4), strict=True))
 
 
 def test_other_seed_is_another_stream(packed, data):
