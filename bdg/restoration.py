@@ -64,6 +64,10 @@ class Restorer:
             network.load_state_dict(own)
         except RuntimeError as error:
             raise ValueError(f"{path}: its tensors do not fit the network it names: {error}") from None
+        if fold := getattr(
+            network, "fold", None
+        ):  # the same results, sooner; a network from elsewhere need not have it
+            network = fold()
         network = network.eval().requires_grad_(False).to(device)
         denoise = Denoiser(network, diffusion.to(device), about.get("condition", "x_lq"))
         return cls(denoise, named_sampler(about.get("sampler", DEFAULT_SAMPLER), str(path)), about, Path(path))
