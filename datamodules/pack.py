@@ -72,16 +72,22 @@ def pack(
     plan = _plan(source, shards, max_size)
     before = _before(output, plan)
     output.mkdir(parents=True, exist_ok=True)
-    entries: dict[str, Any] = {}
+    if not before:
+        _write_manifest(output, plan, {}, complete=False)
     done = 0
-    for name, members in shards.items():
-        if not _is_whole(output / name, before.get(name)):
-            before[name] = _write_shard(output / name, source, members, max_size)
-            _write_manifest(output, plan, before, complete=False)
-        entries[name] = before[name]
-        done += len(members)
+
+    def written(count: int = 1) -> None:
+        nonlocal done
+        done += count
         progress("packing", done, len(sources))
-    return _write_manifest(output, plan, entries, complete=True)
+
+    for name, members in shards.items():
+        if _is_whole(output / name, before.get(name)):
+            written(len(members))
+        else:
+            before[name] = _write_shard(output / name, source, members, max_size, written)
+            _write_manifest(output, plan, before, complete=False)
+    return _write_manifest(output, plan, {name: before[name] for name in shards}, complete=True)
 
 
 def assign(sources: Sequence[Source], split: Split, seed: int) -> dict[str, list[Source]]:
@@ -184,7 +190,7 @@ def _before(output: Path, plan: str) -> dict[str, Any]:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return {}
     found = manifest(output) if output.is_dir() else {}
-    if found.get("plan") != plan:
+    if found.get("plan") != plan and found.get("shards") != {}:  # of a packing that wrote no shard nothing is lost
         what = "shards of other images or settings" if "plan" in found else "something that is not a packing"
         raise FileExistsError(f"output={output} holds {what}: name another folder, or remove this one first")
     return dict(found["shards"])
@@ -194,33 +200,42 @@ def _is_whole(path: Path, entry: Mapping[str, Any] | None) -> bool:
     return entry is not None and path.is_file() and _sha256(path) == entry["sha256"]
 
 
-def _write_shard(path: Path, source: Path, members: Sequence[Source], max_size: int | None) -> dict[str, Any]:
-    """Writes one shard, whole or not at all; returns its line in the manifest.
+def _write_shard(
+    path: Path, source: Path, members: Sequence[Source], max_size: int | None, written: Callable[[], None]
+) -> dict[str, Any]:
+    """Writes one shard, whole or not at all, and calls `written` after each sample; returns its line in the manifest.
 
     Not synced to the disk: what a power cut leaves half-written is found by its sha256 when the packing goes on.
     """
-    samples = []
     beside = path.with_name(f".{path.name}.tmp")
-    with beside.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+    samples = []
+    try:
+        with tarfile.open(beside, "w", format=tarfile.GNU_FORMAT) as tar:
             for each in members:
-                item = each.item
-                described = _describe(source, each)
-                data, suffix, picture = _stored(item.hq, max_size)
-                _add(tar, f"{item.key}.hq{suffix}", data)
-                height, width = picture.array.shape[:2]
-                if item.lq:
-                    data, suffix, degraded = _stored(item.lq, max_size)
-                    if degraded.array.shape[:2] != (height, width):
-                        raise ValueError(
-                            f"{item.lq} is {degraded.array.shape[1]}x{degraded.array.shape[0]}, its clean partner {item.hq} "
-                            f"{width}x{height}: a pair must have one size"
-                        )
-                    _add(tar, f"{item.key}.lq{suffix}", data)
-                _add(tar, f"{item.key}.json", json.dumps(described, sort_keys=True).encode())
-                samples.append({"key": item.key, "height": height, "width": width, **described})
-    os.replace(beside, path)
+                samples.append(_add_sample(tar, source, each, max_size))
+                written()
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
     return {"sha256": _sha256(path), "bytes": path.stat().st_size, "count": len(samples), "samples": samples}
+
+
+def _add_sample(tar: tarfile.TarFile, source: Path, each: Source, max_size: int | None) -> dict[str, Any]:
+    """Adds the members of one sample; returns its line in the manifest."""
+    item, described = each.item, _describe(source, each)
+    data, suffix, clean = _stored(item.hq, max_size)
+    _add(tar, f"{item.key}.hq{suffix}", data)
+    height, width = clean.array.shape[:2]
+    if item.lq:
+        data, suffix, degraded = _stored(item.lq, max_size)
+        if degraded.array.shape[:2] != (height, width):
+            raise ValueError(
+                f"{item.lq} is {degraded.array.shape[1]}x{degraded.array.shape[0]}, its clean partner {item.hq} "
+                f"{width}x{height}: a pair must have one size"
+            )
+        _add(tar, f"{item.key}.lq{suffix}", data)
+    _add(tar, f"{item.key}.json", json.dumps(described, sort_keys=True).encode())
+    return {"key": item.key, "height": height, "width": width, **described}
 
 
 def _stored(path: Path, max_size: int | None) -> tuple[bytes, str, Picture]:

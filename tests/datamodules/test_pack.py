@@ -168,6 +168,8 @@ def test_image_that_is_none_stops_with_its_name(clean, tmp_path):
     (clean / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         pack(clean, tmp_path / "out", ALL)
+    (clean / "broken.png").unlink()
+    assert pack(clean, tmp_path / "out", ALL)["complete"]
 
 
 def test_pair_of_two_sizes_stops_with_both(tmp_path, write):
