@@ -53,7 +53,8 @@ def from_diffuir(state_dict: Mapping[str, Tensor]) -> UNet:
     network = UNet(dim, [width // dim for width in widths], channels, channels)
     ours = {our_name(name): w for name, w in theirs.items()}
     for name in ("final_conv.weight", "final_conv.bias"):
-        ours[name] = torch.cat((ours[name], torch.zeros_like(ours[name])))
+        w = ours[name]
+        ours[name] = torch.cat((w, w.new_zeros(channels - len(w), *w.shape[1:])))
     shapes = {name: w.shape for name, w in network.state_dict().items()}
     network.load_state_dict({name: w.reshape(shapes.get(name, w.shape)) for name, w in ours.items()})
     return network

@@ -116,8 +116,6 @@ class UNet(nn.Module):
         if unknown:
             raise ValueError(f"features={unknown}: no such block in this network; choose from {list(self.widths)}")
         h, w = x_t.shape[2:]
-        x = self._padded(torch.cat((x_t, x_lq), dim=1))
-        time = self.time_mlp(time)
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
@@ -125,7 +123,8 @@ class UNet(nn.Module):
                 found[name] = output
             return output
 
-        x = start = self.init_conv(x)
+        x = start = self.init_conv(self._padded(torch.cat((x_t, x_lq), dim=1)))
+        time = self.time_mlp(time)
         skips = []
         for i, down in enumerate(self.downs):
             x, pair = down(x, time)
