@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS = 8
-HEADS, HEAD_WIDTH = 4, 32
-ATTENTION_WIDTH = HEADS * HEAD_WIDTH
+HEAD_WIDTH = 32
 
 
 class SinCos(nn.Module):
@@ -89,23 +88,24 @@ class LinearAttention(nn.Module):
         out = mix^T softmax(q)
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.norm = nn.LayerNorm(width, bias=False)
-        self.qkv = nn.Linear(width, 3 * ATTENTION_WIDTH, bias=False)
-        self.out = nn.Linear(ATTENTION_WIDTH, width)
+        self.qkv = nn.Linear(width, 3 * heads * HEAD_WIDTH, bias=False)
+        self.out = nn.Linear(heads * HEAD_WIDTH, width)
         self.out_norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         b, _, h, w = x.shape
         W_q, W_k, W_v = self.qkv.weight.chunk(3)
-        W_v, W_o = (W.unflatten(0, (HEADS, HEAD_WIDTH)) for W in (W_v, self.out.weight.T))
+        W_v, W_o = (W.unflatten(0, (self.heads, HEAD_WIDTH)) for W in (W_v, self.out.weight.T))
         y = self.norm(_pixels(x))
-        q = F.linear(y, W_q).unflatten(2, (HEADS, HEAD_WIDTH)).softmax(dim=-1).flatten(2)
+        q = F.linear(y, W_q).unflatten(2, (self.heads, HEAD_WIDTH)).softmax(dim=-1).flatten(2)
         k = torch.bmm(W_k.expand(b, -1, -1), y.mT).softmax(
             dim=-1
         )  # as rows of pixels, so that softmax reads memory in order
-        context = (k @ y).unflatten(1, (HEADS, HEAD_WIDTH)) @ W_v.mT
+        context = (k @ y).unflatten(1, (self.heads, HEAD_WIDTH)) @ W_v.mT
         mix = (context / (h * w * math.sqrt(HEAD_WIDTH)) @ W_o).flatten(1, 2)
         return x + _image(self.out_norm(q @ mix + self.out.bias), h, w)
 
@@ -113,14 +113,15 @@ class LinearAttention(nn.Module):
 class Attention(nn.Module):
     """x + out(softmax(q k^T / sqrt(32)) v) with q, k, v from norm(x): every pixel sees every pixel."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.norm = nn.LayerNorm(width, bias=False)
-        self.qkv = nn.Linear(width, 3 * ATTENTION_WIDTH, bias=False)
-        self.out = nn.Linear(ATTENTION_WIDTH, width)
+        self.qkv = nn.Linear(width, 3 * heads * HEAD_WIDTH, bias=False)
+        self.out = nn.Linear(heads * HEAD_WIDTH, width)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        qkv = self.qkv(self.norm(_pixels(x))).unflatten(2, (3, HEADS, HEAD_WIDTH))
+        qkv = self.qkv(self.norm(_pixels(x))).unflatten(2, (3, self.heads, HEAD_WIDTH))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q, k, v)
         return x + _image(self.out(seen.transpose(1, 2).flatten(2)), *x.shape[2:])

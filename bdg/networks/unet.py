@@ -18,11 +18,11 @@ from bdg.networks.blocks import GROUPS, Attention, LinearAttention, ResBlock, Si
 class Down(nn.Module):
     """One level on the way down. Returns what goes on, and the two skips that the way up will want."""
 
-    def __init__(self, width: int, width_out: int, time_width: int, halve: bool) -> None:
+    def __init__(self, width: int, width_out: int, time_width: int, heads: int, halve: bool) -> None:
         super().__init__()
         self.res1 = ResBlock(width, width, time_width)
         self.res2 = ResBlock(width, width, time_width)
-        self.attention = LinearAttention(width)
+        self.attention = LinearAttention(width, heads)
         self.resample = nn.Conv2d(width, width_out, 4, 2, 1) if halve else nn.Conv2d(width, width_out, 3, 1, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -34,10 +34,10 @@ class Down(nn.Module):
 class Mid(nn.Module):
     """The coarsest level."""
 
-    def __init__(self, width: int, time_width: int) -> None:
+    def __init__(self, width: int, time_width: int, heads: int) -> None:
         super().__init__()
         self.res1 = ResBlock(width, width, time_width)
-        self.attention = Attention(width)
+        self.attention = Attention(width, heads)
         self.res2 = ResBlock(width, width, time_width)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -47,11 +47,11 @@ class Mid(nn.Module):
 class Up(nn.Module):
     """One level on the way up, with the skips of its level."""
 
-    def __init__(self, width: int, width_out: int, time_width: int, double: bool) -> None:
+    def __init__(self, width: int, width_out: int, time_width: int, heads: int, double: bool) -> None:
         super().__init__()
         self.res1 = ResBlock(width + width_out, width, time_width)
         self.res2 = ResBlock(width + width_out, width, time_width)
-        self.attention = LinearAttention(width)
+        self.attention = LinearAttention(width, heads)
         self.enlarge = nn.Upsample(scale_factor=2) if double else nn.Identity()
         self.resample = nn.Conv2d(width, width_out, 3, 1, 1)
 
@@ -67,13 +67,16 @@ class UNet(nn.Module):
 
     dim: width of the first level, a multiple of 8. mults: width of each level's output in multiples of dim, one per level;
     the last level keeps the resolution.
+    heads: of every attention, 32 wide each; DiffUIR has 4. At small dim they are most of the cost.
     in_channels: x_t and x_lq together. out_channels: as many for [residual | noise], half as many for the residual alone.
 
     With both heads, the x_lq slice of the first convolution and the residual rows of the last start at zero: a fresh network
     ignores x_lq and predicts no residual, so bridging begins with the noise estimate that generation ended with.
     """
 
-    def __init__(self, dim: int, mults: Sequence[int], in_channels: int = 6, out_channels: int = 6) -> None:
+    def __init__(
+        self, dim: int, mults: Sequence[int], in_channels: int = 6, out_channels: int = 6, heads: int = 4
+    ) -> None:
         super().__init__()
         _check(dim, mults, in_channels, out_channels)
         self.in_channels = in_channels
@@ -85,9 +88,11 @@ class UNet(nn.Module):
         self.time_mlp = nn.Sequential(
             SinCos(dim), nn.Linear(dim, time_width), nn.GELU(), nn.Linear(time_width, time_width)
         )
-        self.downs = nn.ModuleList(Down(a, c, time_width, halve=i < last) for i, (a, c) in enumerate(levels))
-        self.mid = Mid(dim * mults[-1], time_width)
-        self.ups = nn.ModuleList(Up(c, a, time_width, double=i < last) for i, (a, c) in enumerate(reversed(levels)))
+        self.downs = nn.ModuleList(Down(a, c, time_width, heads, halve=i < last) for i, (a, c) in enumerate(levels))
+        self.mid = Mid(dim * mults[-1], time_width, heads)
+        self.ups = nn.ModuleList(
+            Up(c, a, time_width, heads, double=i < last) for i, (a, c) in enumerate(reversed(levels))
+        )
         self.final_res = ResBlock(2 * dim, dim, time_width)
         self.final_conv = nn.Conv2d(dim, out_channels, 1)
         self.widths = {f"down{i}": c for i, (_, c) in enumerate(levels)}

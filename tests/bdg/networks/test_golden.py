@@ -19,8 +19,8 @@ ATOL = 2e-5  # ten times the noise floor of the record, a tenth of the smallest 
 RECORDED = load_file(Path(__file__).parents[2] / "golden" / "diffuir_blocks.safetensors")
 BLOCKS = {
     "time_mlp": lambda: nn.Sequential(SinCos(32), nn.Linear(32, 128), nn.GELU(), nn.Linear(128, 128)),
-    "downs.2.2": lambda: LinearAttention(32),
-    "mid_attn": lambda: Attention(32),
+    "downs.2.2": lambda: LinearAttention(32, heads=4),
+    "mid_attn": lambda: Attention(32, heads=4),
     "ups.0.0": lambda: ResBlock(64, 32, 128),
     "ups.0.3": lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(32, 32, 3, padding=1)),
 }
