@@ -1,0 +1,85 @@
+"""Every command of README.md runs, in the order in which a reader meets it, on small pictures and the smallest demo."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import conf
+from datamodules.images import write_image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    re.sub(r"\s+#.*", "", line) for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()
+]
+EXPERIMENTS = Path(conf.__file__).parent / "experiment"
+
+
+def small_demo() -> str:
+    """The demo under its own name with the sizes of demo_smoke, as a config that the reader's ./conf would hold."""
+    demo, smoke = (OmegaConf.load(EXPERIMENTS / f"{name}.yaml") for name in ("demo", "demo_smoke"))
+    choices = [choice for choice in demo.defaults if "override /network" not in choice]
+    choices += [choice for choice in smoke.defaults if choice != "demo"]
+    merged = OmegaConf.merge(demo, smoke, {"project": "demo"})
+    merged.defaults = choices
+    return "# @package _global_\n" + OmegaConf.to_yaml(merged)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photographs, pairs and a picture, where the README is followed."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "conf" / "experiment").mkdir(parents=True)
+    (folder / "conf" / "experiment" / "demo.yaml").write_text(small_demo())
+    photographs = sorted((ROOT / "datamodules" / "photographs").glob("*.jpg"))[:6]
+    (folder / "photos").mkdir()
+    for path in photographs:
+        shutil.copy(path, folder / "photos")
+    shutil.copy(photographs[0], folder / "photo.jpg")
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        for part in ("lq", "gt"):
+            write_image(folder / "pairs" / part / f"{i}.png", rng.integers(0, 256, (48, 56, 3), np.uint8))
+    return folder
+
+
+def test_readme_has_commands_for_every_verb() -> None:
+    verbs = {command.split()[1] for command in COMMANDS if command.startswith("bdg ")}
+
+    assert verbs == {"restore", "pack", "train", "pipeline", "evaluate", "probe"}
+
+
+def test_make_commands_are_targets() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    for command in COMMANDS:
+        if command.startswith("make "):
+            assert re.search(rf"^{command} ", listed, re.M), command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("bdg ")])
+def test_command_runs_as_written(command: str, reader: Path) -> None:
+    bin_folder = Path(sys.executable).parent
+    env = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(command, shell=True, cwd=reader, env=env, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_example_runs_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    found: dict[str, object] = {}
+
+    exec(example, found)
+
+    assert found["x_hq"].shape == (1, 3, 64, 64)  # type: ignore[attr-defined]
