@@ -28,18 +28,17 @@ from bdg.networks.diffuir import PREFIX, from_diffuir
 from bdg.networks.unet import UNet
 
 SIZES = {"T": (32, (1, 1, 1, 1)), "S": (32, (1, 2, 2, 4)), "B": (64, (1, 2, 2, 4)), "L": (64, (1, 2, 4, 8))}
+# (dim, mults, heads) for the demo
 CANDIDATES = [
-    (16, (1, 1, 1, 1)),
-    (16, (1, 1, 2, 2)),
-    (16, (1, 2, 2, 4)),
-    (16, (1, 2, 4, 4)),
-    (24, (1, 1, 1, 1)),
-    (24, (1, 1, 2, 2)),
-    (24, (1, 2, 2, 4)),
-    (32, (1, 1, 1, 1)),
-    (32, (1, 1, 2, 2)),
-    (32, (1, 1, 2)),
-    (16, (1, 2, 4)),
+    (8, (1, 2, 4, 8), 1),
+    (16, (1, 1, 2, 2), 4),
+    (16, (1, 2, 4), 4),
+    (16, (1, 2, 2, 4), 4),
+    (16, (1, 2, 2, 4), 1),
+    (16, (1, 2, 4, 4), 1),
+    (24, (1, 1, 2, 2), 4),
+    (24, (1, 1, 2, 2), 1),
+    (32, (1, 1, 1, 1), 4),
 ]
 
 
@@ -266,7 +265,10 @@ def compare(size: str, batch: int, pixels: int, rounds: int, clock: str) -> None
 
 def candidates(batch: int, pixels: int, rounds: int, clock: str) -> None:
     """Training steps of small networks, in turns."""
-    networks = {f"{dim} | {','.join(map(str, mults))}": UNet(dim, mults) for dim, mults in CANDIDATES}
+    networks = {
+        f"{dim} | {','.join(map(str, mults))} | {heads}": UNet(dim, mults, heads=heads)
+        for dim, mults, heads in CANDIDATES
+    }
     images = given(batch, pixels)
     steps = seconds({name: training_step(network, images) for name, network in networks.items()}, rounds, clock)
     forwards = seconds({name: forward(network.fold(), images) for name, network in networks.items()}, rounds, clock)
@@ -304,8 +306,10 @@ def main() -> None:
         for size in args.sizes:
             compare(size, args.batch or 1, args.pixels or 256, args.rounds, args.clock)
     else:
-        print(f"| dim | mults | parameters | MB float32 | training step {args.clock} s | forward {args.clock} s |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print(
+            f"| dim | mults | heads | parameters | MB float32 | training step {args.clock} s | forward {args.clock} s |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |")
         candidates(args.batch or 16, args.pixels or 64, args.rounds, args.clock)
     print(f"\n{circumstances()}; {args.rounds} rounds, {time.perf_counter() - began:.0f} s in all.")
 

@@ -78,7 +78,7 @@ class UNet(nn.Module):
         self, dim: int, mults: Sequence[int], in_channels: int = 6, out_channels: int = 6, heads: int = 4
     ) -> None:
         super().__init__()
-        _check(dim, mults, in_channels, out_channels)
+        _check(dim, mults, in_channels, out_channels, heads)
         self.in_channels = in_channels
         self.pad_to = 2 ** len(mults)  # one halving more than there are: kept, since DiffUIR's weights were trained so
         time_width = 4 * dim
@@ -172,7 +172,7 @@ class UNet(nn.Module):
         return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
-def _check(dim: int, mults: Sequence[int], in_channels: int, out_channels: int) -> None:
+def _check(dim: int, mults: Sequence[int], in_channels: int, out_channels: int, heads: int) -> None:
     if dim < GROUPS or dim % GROUPS:
         raise ValueError(f"dim={dim}: choose a multiple of {GROUPS}, the number of groups in each norm")
     if not mults or min(mults) < 1:
@@ -183,3 +183,5 @@ def _check(dim: int, mults: Sequence[int], in_channels: int, out_channels: int) 
         raise ValueError(
             f"out_channels={out_channels}: choose {in_channels} for residual and noise, or {in_channels // 2} for residual"
         )
+    if heads < 1:
+        raise ValueError(f"heads={heads}: every attention needs at least one, e.g. 4")

@@ -212,6 +212,7 @@ def test_gray_images_need_only_say_so() -> None:
         ({"mults": ()}, r"mults=\[\]: give one whole number"),
         ({"mults": (1, 0)}, r"mults=\[1, 0\]: give one whole number"),
         ({"in_channels": 5}, "in_channels=5: x_t and x_lq together"),
+        ({"heads": 0}, "heads=0: every attention needs at least one"),
         ({"out_channels": 4}, "out_channels=4: choose 6 for residual and noise, or 3"),
     ],
 )
