@@ -19,6 +19,9 @@ Groups = tuple[tuple[Offset, ...], ...]  # the offsets that each output channel 
 # fits into a core's cache: 4 pixels up to 13 levels, 3 up to 33, above that 2, which is the plain pair histogram.
 MAX_BINS = 40_000
 MAX_PIXELS = 4
+# The CPU takes some images together, to spread the cost of calling torch, but not more than its cache holds.
+CHUNK_IMAGES = 4
+CHUNK_PIXELS = 4 * 256**2
 
 PAPER_ANGLES = tuple(k * math.pi / 8 for k in range(9))
 
@@ -122,9 +125,10 @@ def glcm(
             raise ValueError(
                 f"gray holds the value {largest}, but levels={levels}: call quantise(gray, {levels}) first"
             )
-        dtype = torch.int16 if base**size < 2**15 else torch.int32
-        for k in range(b):  # one image at a time stays in the cache
-            _add_pairs(matrix[k : k + 1], gray[k : k + 1].to(dtype), plan, _bincount)
+        step = max(1, min(CHUNK_IMAGES, CHUNK_PIXELS // (h * w)))
+        dtype = torch.int16 if step * base**size < 2**15 else torch.int32
+        for k in range(0, b, step):
+            _add_pairs(matrix[k : k + step], gray[k : k + step].to(dtype), plan, _bincount)
     else:
         _add_pairs(matrix, gray.long(), plan, _scatter_count)
     matrix = matrix[..., :levels, :levels]
@@ -231,16 +235,18 @@ def _add_pairs(
 ) -> None:
     """Add the weighted pair counts of `gray` to `matrix`; `count(codes, bins)` is all that devices differ in."""
     base = matrix.shape[-1]
+    b = len(gray)
     channels = matrix.unbind(1)
     line = F.pad(gray, (0, plan.margin, plan.rows, plan.rows), value=base - 1).flatten(1)
+    first = line + base * torch.arange(b, dtype=line.dtype, device=line.device)[:, None]  # an image has bins of its own
     for constellations, lengths, uses in plan.counts:
         codes = line.new_empty(len(line), sum(lengths))
         for code, length, starts in zip(codes.split(lengths, 1), lengths, constellations, strict=True):
-            number, *digits = (line.narrow(1, start, length) for start in starts)
-            for digit in digits:
-                number = torch.add(digit, number, alpha=base, out=code)
+            number = first.narrow(1, starts[0], length)
+            for start in starts[1:]:
+                number = torch.add(line.narrow(1, start, length), number, alpha=base, out=code)
         size = len(constellations[0])
-        joint = count(codes, base**size).unflatten(1, (base,) * size)
+        joint = count(codes.flatten(), b * base**size).view(b, *(base,) * size)
         for use in uses:
             pairs = joint
             for axis in use.summed:
@@ -248,15 +254,15 @@ def _add_pairs(
             channels[use.group].add_(pairs.mT if use.opposite else pairs, alpha=use.weight)
 
 
-def _bincount(codes: Int[Tensor, "1 n"], bins: int) -> Int[Tensor, "1 bins"]:
-    """For a CPU, where it is the fastest; it takes one image, and asks the device for the largest code."""
-    return torch.bincount(codes[0], minlength=bins)[None]
+def _bincount(codes: Int[Tensor, " n"], bins: int) -> Int[Tensor, " bins"]:
+    """For a CPU, where it is the fastest; elsewhere it would wait for the device to know the largest code."""
+    return torch.bincount(codes, minlength=bins)
 
 
-def _scatter_count(codes: Int[Tensor, "b n"], bins: int) -> Int[Tensor, "b bins"]:
+def _scatter_count(codes: Int[Tensor, " n"], bins: int) -> Int[Tensor, " bins"]:
     """For any device, without waiting for it; integers, because their sum does not depend on the order of additions."""
     one = torch.ones((), dtype=torch.int32, device=codes.device)
-    return one.new_zeros(len(codes), bins).scatter_add_(1, codes, one.expand_as(codes))
+    return one.new_zeros(bins).scatter_add_(0, codes, one.expand_as(codes))
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ turn, so that a busy machine slows all alike; medians over the rounds. `graycoma
 pixels without normalising or averaging; "normed, mean" is skimage's way to the matrix that `glcm` returns.
 """
 
+import ctypes
 import datetime
 import importlib.metadata
 import math
@@ -81,11 +82,12 @@ def medians(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def peak_memory_mb(work: Callable[[], object]) -> float:
-    """How far the process's memory rises above its level before `work`."""
+    """How far the process's memory rises above its level before `work`, with what was freed before given back."""
 
     def status(key: str) -> float:
         return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     work()
@@ -115,10 +117,11 @@ def speed_row(name: str, images: torch.Tensor, levels: int) -> str:
 
 
 def memory_row(levels: int) -> str:
-    """A single image, because only one is worked on at a time: RGB float32 in, what the encoder sees out."""
-    descriptor, image = MasGlcm(levels, ANGLES, SCALES), torch.rand(1, 3, SIZE, SIZE) * 2 - 1
-    output_mb = descriptor(image).nbytes / 2**20
-    return f"| {levels} | {peak_memory_mb(lambda: descriptor(image)) - output_mb:.1f} |"
+    """RGB float32 in, what the encoder sees out."""
+    descriptor, images = MasGlcm(levels, ANGLES, SCALES), torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1
+    descriptor(images[:1, :, :16, :16])  # loads code, not data
+    one, batch = (peak_memory_mb(lambda b=b: descriptor(images[:b])) / b - levels**2 * 4 / 2**20 for b in (1, BATCH))
+    return f"| {levels} | {one:.1f} | {batch:.1f} |"
 
 
 def main() -> None:
@@ -128,21 +131,21 @@ def main() -> None:
     speed = [
         speed_row(name, images, levels) for name, images in image_sets().items() for levels in (8, 16, 32, 64, 256)
     ]
-    commit = subprocess.check_output(["git", "describe", "--always", "--dirty"], text=True).strip()
+    commit = subprocess.check_output(["git", "log", "-1", "--format=%h", "--", "bdg/glcm.py"], text=True).strip()
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "scikit-image"))
     print(
         f"# MAS-GLCM, {datetime.date.today()}\n\n"
-        f"`{Path(sys.executable).name} {' '.join(sys.argv)}` at commit {commit}; {processor}, {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f} at the end; {platform.system()}, Python {platform.python_version()}, {versions}; "
-        f"{time.perf_counter() - begin:.0f} s.\n\n"
+        f"`OMP_NUM_THREADS=1 python {' '.join(sys.argv)}`, bdg/glcm.py of commit {commit}, "
+        f"{time.perf_counter() - begin:.0f} s. {processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the "
+        f"end; {platform.system()}, Python {platform.python_version()}, {versions}.\n\n"
         f"{BATCH} images of {SIZE}x{SIZE}, 9 angles x 6 scales, one thread, medians of {ROUNDS} rounds in turn.\n\n"
         "| images | levels | bdg ms/image | graycomatrix ms/image | normed, mean ms/image "
         "| faster than graycomatrix | than normed, mean | largest error |\n|---|---|---|---|---|---|---|---|"
     )
     print(*speed, sep="\n")
-    print("\nWork memory of one call beside input and output, from an RGB image to the encoder's input.\n")
-    print("| levels | MB |\n|---|---|", *memory, sep="\n")
+    print("\nWork memory per image beside input and output, from RGB images to the encoder's input.\n")
+    print(f"| levels | MB, a single image | MB, one of {BATCH} |\n|---|---|---|", *memory, sep="\n")
 
 
 if __name__ == "__main__":
