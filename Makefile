@@ -14,7 +14,7 @@ help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: .venv/.installed  ## train the three stages on real photographs and restore with them (about ten minutes, two cores)
-	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg pack pkg://datamodules/photographs runs/photographs split=photographs
+	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg pack pkg://datamodules/photographs runs/photographs parts=photographs
 	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg pipeline experiment=demo
 	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg restore runs/demo/degraded runs/demo/restored
 

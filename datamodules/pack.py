@@ -26,7 +26,7 @@ from datamodules.shards import MANIFEST, manifest
 FORMAT = "bdg-shards-1"
 REST = "rest"
 
-Split = Mapping[str, float | Sequence[str] | str]
+Parts = Mapping[str, float | Sequence[str] | str]
 """Part -> its share of the photographs, the keys of its photographs, or "rest"."""
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many images of it, and of how many."""
@@ -44,7 +44,7 @@ class Source:
 def pack(
     source: Path,
     output: Path,
-    split: Split,
+    parts: Parts,
     shard_size: int = 1000,
     max_size: int | None = None,
     label: str | None = None,
@@ -57,7 +57,7 @@ def pack(
     stored as PNG, all others as they are. label: degradation of the pairs, instead of their folder's name.
 
     Raises FileNotFoundError, FileExistsError if `output` holds anything but a part of the same packing, and ValueError for
-    images that cannot be read, files without partner and splits that do not fit.
+    images that cannot be read, files without partner and parts that do not fit.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size}: give the number of images per shard, 1 or more")
@@ -66,7 +66,7 @@ def pack(
     sources = list(_hashed(layouts.find(source, label), progress))
     shards = {
         f"{part}-{i // shard_size:06d}.tar": members[i : i + shard_size]
-        for part, members in assign(sources, split, seed).items()
+        for part, members in assign(sources, parts, seed).items()
         for i in range(0, len(members), shard_size)
     }
     plan = _plan(source, shards, max_size)
@@ -90,26 +90,26 @@ def pack(
     return _write_manifest(output, plan, {name: before[name] for name in shards}, complete=True)
 
 
-def assign(sources: Sequence[Source], split: Split, seed: int) -> dict[str, list[Source]]:
+def assign(sources: Sequence[Source], parts: Parts, seed: int) -> dict[str, list[Source]]:
     """The sources of each part in shuffled order; all with the same clean image go to the same part."""
     photographs: dict[str, list[Source]] = {}
     for each in sorted(sources, key=lambda s: s.item.key):
         photographs.setdefault(each.hq_sha256, []).append(each)
-    part_of = _named(photographs, {part: keys for part, keys in split.items() if not _is_share(keys)})
+    part_of = _named(photographs, {part: keys for part, keys in parts.items() if not _is_share(keys)})
     free = [photograph for photograph in photographs if photograph not in part_of]
     free = [free[i] for i in generator(Stream.PACK, seed).permutation(len(free))]
-    for part, count in _counts(split, len(free)).items():
+    for part, count in _counts(parts, len(free)).items():
         part_of |= dict.fromkeys(free[:count], part)
         free = free[count:]
-    parts: dict[str, list[Source]] = {}
-    for part in split:
+    assigned: dict[str, list[Source]] = {}
+    for part in parts:
         members = [each for p, group in photographs.items() if part_of.get(p) == part for each in group]
         if not members:
             raise ValueError(
-                f"split: no photograph is left for '{part}' of {len(photographs)}: give it more, or leave it out"
+                f"parts: no photograph is left for '{part}' of {len(photographs)}: give it more, or leave it out"
             )
-        parts[part] = [members[i] for i in generator(Stream.PACK, seed, part).permutation(len(members))]
-    return parts
+        assigned[part] = [members[i] for i in generator(Stream.PACK, seed, part).permutation(len(members))]
+    return assigned
 
 
 def _is_share(value: Any) -> bool:
@@ -122,24 +122,24 @@ def _named(photographs: Mapping[str, Sequence[Source]], lists: Mapping[str, Any]
     part_of: dict[str, str] = {}
     for part, keys in lists.items():
         if isinstance(keys, str):
-            raise ValueError(f"split.{part}={keys}: give a share such as 0.1, a list of names, or {REST}")
+            raise ValueError(f"parts.{part}={keys}: give a share such as 0.1, a list of names, or {REST}")
         unknown = [key for key in keys if key not in of_key]
         if unknown:
             raise ValueError(
-                f"split.{part} names {', '.join(unknown)}, which the source does not have: correct the names"
+                f"parts.{part} names {', '.join(unknown)}, which the source does not have: correct the names"
             )
         for key in keys:
             if part_of.setdefault(of_key[key], part) != part:
                 raise ValueError(
-                    f"split: the photograph '{key}' is in '{part_of[of_key[key]]}' and in '{part}': choose one"
+                    f"parts: the photograph '{key}' is in '{part_of[of_key[key]]}' and in '{part}': choose one"
                 )
     return part_of
 
 
-def _counts(split: Split, num_photographs: int) -> dict[str, int]:
+def _counts(parts: Parts, num_photographs: int) -> dict[str, int]:
     """How many of the photographs that are not named go to each part with a share; rounded so that none is lost."""
-    shares = {part: float(share) for part, share in split.items() if isinstance(share, int | float)}
-    rest = [part for part, share in split.items() if share == REST]
+    shares = {part: float(share) for part, share in parts.items() if isinstance(share, int | float)}
+    rest = [part for part, share in parts.items() if share == REST]
     total = sum(shares.values())
     if (
         len(rest) > 1
@@ -147,7 +147,7 @@ def _counts(split: Split, num_photographs: int) -> dict[str, int]:
         or total > 1 + 1e-9
         or (shares and not rest and total < 1 - 1e-9)
     ):
-        raise ValueError(f"split={dict(split)}: shares must add up to 1, or to less with one part '{REST}'")
+        raise ValueError(f"parts={dict(parts)}: shares must add up to 1, or to less with one part '{REST}'")
     counts, taken, reached = {}, 0, 0.0
     for part, share in shares.items():
         reached += share

@@ -17,8 +17,8 @@ IN_PACKAGE = "pkg://"
 
 
 def run(config: DictConfig, request: Request) -> None:
-    split = OmegaConf.to_container(config.split)
-    assert isinstance(split, dict)
+    shares = OmegaConf.to_container(config.parts)
+    assert isinstance(shares, dict)
     with Progress(console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -30,7 +30,7 @@ def run(config: DictConfig, request: Request) -> None:
         manifest = pack(
             folder(config.source),
             Path(config.output),
-            split={str(part): share for part, share in split.items() if share is not None},
+            parts={str(part): share for part, share in shares.items() if share is not None},
             shard_size=config.shard_size,
             max_size=config.max_size,
             label=config.label,

@@ -48,8 +48,8 @@ VERBS = {
             words=("source", "output"),
             examples=(
                 "bdg pack photos shards",
-                "bdg pack photos shards 'split={val:0.1,test:0.1}' max_size=512",
-                "bdg pack pkg://datamodules/photographs runs/photographs split=photographs",
+                "bdg pack photos shards 'parts={val:0.1,test:0.1}' max_size=512",
+                "bdg pack pkg://datamodules/photographs runs/photographs parts=photographs",
             ),
         ),
         Verb(

@@ -144,7 +144,7 @@ def test_two_ranks_train_the_same_weights_as_one(stage: str, tmp_path: Path) -> 
             "pack",
             "pkg://datamodules/photographs",
             tmp_path / "photographs",
-            "split=photographs",
+            "parts=photographs",
         ],
         check=True,
     )

@@ -104,7 +104,7 @@ def test_named_photographs_go_where_they_are_named_and_the_rest_to_the_rest(clea
 
 
 @pytest.mark.parametrize(
-    ("split", "message"),
+    ("parts", "message"),
     [
         ({"train": 0.5, "val": 0.3}, "must add up to 1"),
         ({"train": 0.9, "val": 0.3}, "must add up to 1"),
@@ -116,9 +116,9 @@ def test_named_photographs_go_where_they_are_named_and_the_rest_to_the_rest(clea
         ({"train": "rest", "val": 0.01}, "no photograph is left for 'val'"),
     ],
 )
-def test_split_that_does_not_fit_is_refused(clean, tmp_path, split, message):
+def test_split_that_does_not_fit_is_refused(clean, tmp_path, parts, message):
     with pytest.raises(ValueError, match=message):
-        pack(clean, tmp_path / "out", split)
+        pack(clean, tmp_path / "out", parts)
 
 
 def test_interrupted_packing_goes_on_without_writing_whole_shards_again(clean, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_photographs_are_in_colour_and_take_at_most_four_megabytes():
 
 
 def test_split_of_the_photographs_names_photographs_that_exist_each_in_one_part():
-    split = yaml.safe_load((ROOT / "conf" / "split" / "photographs.yaml").read_text())
+    split = yaml.safe_load((ROOT / "conf" / "parts" / "photographs.yaml").read_text())
     named = [*split["val"], *split["test"]]
     assert len(named) == len(set(named)) == 8
     assert set(named) <= {path.stem for path in FOLDER.glob("*.jpg")}

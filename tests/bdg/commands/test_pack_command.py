@@ -30,7 +30,7 @@ def test_folder_becomes_shards_and_a_table_that_is_also_written(folder, tmp_path
         "pack",
         f"{folder}",
         f"{out}",
-        "split={val:0.2,test:['3']}",
+        "parts={val:0.2,test:['3']}",
         "shard_size=4",
         f"json={tmp_path}/pack.json",
     ]
@@ -67,7 +67,7 @@ def test_source_that_does_not_exist_is_a_clear_error(source, tmp_path, capsys):
 
 
 def test_photographs_of_the_package_are_packed_by_their_split(tmp_path):
-    assert main(["pack", "pkg://datamodules/photographs", f"{tmp_path}/out", "split=photographs"]) == 0
+    assert main(["pack", "pkg://datamodules/photographs", f"{tmp_path}/out", "parts=photographs"]) == 0
     counts = [len(index([f"{tmp_path}/out/{part}-000000.tar"])) for part in ("train", "val", "test")]
     assert counts == [16, 3, 5]
 
