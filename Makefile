@@ -1,28 +1,27 @@
-# make demo, make test and make lint install themselves into .venv on their first run.
-# On a machine without a GPU the small build of torch can be had by
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+# make demo, make test and make lint install themselves into .venv on their first run. On a machine without a GPU, point
+# PIP_EXTRA_INDEX_URL at PyTorch's index of CPU builds before, to be spared gigabytes of CUDA.
 
 PYTHON ?= python3
+EXPERIMENT ?= demo
 JOBS ?= 2
 
-export OMP_NUM_THREADS ?= 1
-pytest = .venv/bin/python -m pytest -n $(JOBS)
+pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS)
 
-.PHONY: help demo test test-all lint bench
+.PHONY: help demo test test-slow lint bench
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: .venv/.installed  ## train the three stages on real photographs and restore with them (about ten minutes, two cores)
-	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg pack pkg://datamodules/photographs runs/photographs parts=photographs
-	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg pipeline experiment=demo
-	OMP_NUM_THREADS=$(JOBS) .venv/bin/bdg restore runs/demo/degraded runs/demo/restored
+	.venv/bin/bdg pack pkg://datamodules/photographs runs/photographs parts=photographs
+	.venv/bin/bdg pipeline experiment=$(EXPERIMENT)
+	.venv/bin/bdg restore runs/$(EXPERIMENT)/degraded runs/$(EXPERIMENT)/restored weights=runs/$(EXPERIMENT)/weights.safetensors overwrite=true
 
 test: .venv/.installed  ## run the quick tests
 	$(pytest) -m "not slow and not slurm and not browser and not gpu"
 
-test-all: .venv/.installed  ## run all tests but those that need a GPU
-	$(pytest) -m "not gpu"
+test-slow: .venv/.installed  ## run the tests of several processes and minutes
+	$(pytest) -m "(slow or slurm or browser) and not gpu"
 
 lint: .venv/.installed  ## check style and types
 	.venv/bin/ruff check
