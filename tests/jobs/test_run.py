@@ -26,7 +26,7 @@ def defined(stage: str, *overrides: str) -> dict[str, Any]:
         ("network=S", STAGES),
         ("diffusion.time=index", STAGES),
         ("diffusion.schedule.num_steps=100", STAGES),
-        ("+data.crop=64", STAGES),
+        ("data.crop=64", STAGES),
         ("trainer.max_steps=7", STAGES),
         ("trainer.precision=bf16-mixed", STAGES),
         ("callbacks.ema.decay=0.9", STAGES),
@@ -45,7 +45,7 @@ def defined(stage: str, *overrides: str) -> dict[str, Any]:
         ("protocol=y", ()),
         ("project=other", ()),
         ("callbacks.checkpoint.every_n_steps=3", ()),
-        ("+data.num_workers=3", ()),
+        ("data.num_workers=3", ()),
     ],
 )
 def test_changing_a_key_changes_exactly_the_stages_that_read_it(override: str, stages: tuple[str, ...]) -> None:
