@@ -3,6 +3,7 @@
 Source: method of RDDM (CVPR 2024) and DiffUIR (CVPR 2024), as BDG (arXiv 2602.00579) uses it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,12 +35,16 @@ class Schedule(nn.Module):
     def __init__(
         self,
         num_steps: int = 1000,
-        b_range: tuple[float, float] = (1e-4, 0.02),
-        delta_range: tuple[float, float] = (1e-6, 1.8e-3),
+        b_range: Sequence[float] = (1e-4, 0.02),
+        delta_range: Sequence[float] = (1e-6, 1.8e-3),
     ) -> None:
         super().__init__()
         if num_steps < 1:
             raise ValueError(f"schedule.num_steps={num_steps}: a path needs at least 1 step; the paper takes 1000")
+        if not 0 < b_range[0] <= b_range[1] < 1:
+            raise ValueError(f"schedule.b_range={list(b_range)}: give two rising numbers between 0 and 1, such as [1e-4, 0.02]")
+        if not 0 <= delta_range[0] <= delta_range[1]:
+            raise ValueError(f"schedule.delta_range={list(delta_range)}: give two rising numbers from 0, such as [1e-6, 1.8e-3]")
         self.num_steps = num_steps
         P = torch.cumprod(1 - torch.linspace(*b_range, num_steps, dtype=torch.float64), dim=0)
         delta = torch.cumsum(torch.linspace(*delta_range, num_steps, dtype=torch.float64), dim=0)

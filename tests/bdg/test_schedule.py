@@ -34,3 +34,9 @@ def test_curves_rise_and_stay_in_0_to_1() -> None:
 def test_a_path_without_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="num_steps=0"):
         Schedule(num_steps=0)
+
+
+@pytest.mark.parametrize("wrong", [{"b_range": [0.0, 0.02]}, {"b_range": [0.5, 1.0]}, {"delta_range": [0.2, 0.1]}])
+def test_a_range_that_is_none_is_refused(wrong: dict[str, list[float]]) -> None:
+    with pytest.raises(ValueError, match="two rising numbers"):
+        Schedule(**wrong)  # type: ignore[arg-type]
