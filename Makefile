@@ -5,7 +5,7 @@ PYTHON ?= python3
 EXPERIMENT ?= demo
 JOBS ?= 2
 
-pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS)
+pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: help demo test test-slow lint bench
 

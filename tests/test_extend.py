@@ -39,16 +39,22 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_commands_of_the_document_train_the_parts_of_the_document(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """The folder after the commands of the document."""
     (commands,) = blocks("sh")
     shell(commands, folder)
-    weights = {path.parents[2].name: path for path in folder.glob("runs/*/*/*/weights/ema.safetensors")}
+    return folder
+
+
+def test_commands_of_the_document_train_the_parts_of_the_document(trained: Path) -> None:
+    weights = {path.parents[2].name: path for path in trained.glob("runs/*/*/*/weights/ema.safetensors")}
     assert set(weights) == {"generation", "bridging", "polishing"}
 
 
-def test_without_leave_the_parts_are_refused(folder: Path) -> None:
+def test_without_leave_the_parts_are_refused(trained: Path) -> None:
     with pytest.raises(AssertionError, match=r"code of the package 'mine'.*allow=\[mine\]"):
-        shell("bdg train stage=polishing experiment=mine inherit.from=none allow=[] seed=1", folder)
+        shell("bdg train stage=polishing experiment=mine inherit.from=none allow=[] seed=1", trained)
 
 
 def test_their_configs_are_among_the_choices(folder: Path) -> None:
