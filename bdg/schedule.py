@@ -42,12 +42,16 @@ class Schedule(nn.Module):
         if num_steps < 1:
             raise ValueError(f"schedule.num_steps={num_steps}: a path needs at least 1 step; the paper takes 1000")
         if not 0 < b_range[0] <= b_range[1] < 1:
-            raise ValueError(f"schedule.b_range={list(b_range)}: give two rising numbers between 0 and 1, such as [1e-4, 0.02]")
+            raise ValueError(
+                f"schedule.b_range={list(b_range)}: give two rising numbers in 0 to 1, such as [1e-4, 0.02]"
+            )
         if not 0 <= delta_range[0] <= delta_range[1]:
-            raise ValueError(f"schedule.delta_range={list(delta_range)}: give two rising numbers from 0, such as [1e-6, 1.8e-3]")
+            raise ValueError(
+                f"schedule.delta_range={list(delta_range)}: give two rising numbers, such as [1e-6, 1.8e-3]"
+            )
         self.num_steps = num_steps
-        P = torch.cumprod(1 - torch.linspace(*b_range, num_steps, dtype=torch.float64), dim=0)
-        delta = torch.cumsum(torch.linspace(*delta_range, num_steps, dtype=torch.float64), dim=0)
+        P = torch.cumprod(1 - torch.linspace(b_range[0], b_range[1], num_steps, dtype=torch.float64), dim=0)
+        delta = torch.cumsum(torch.linspace(delta_range[0], delta_range[1], num_steps, dtype=torch.float64), dim=0)
         clean = torch.zeros(1, dtype=torch.float64)
         self.register_buffer("alpha_bar", torch.cat([clean, 1 - P.sqrt()]), persistent=False)
         self.register_buffer("beta_bar", torch.cat([clean, (1 - P).sqrt()]), persistent=False)

@@ -13,7 +13,6 @@ from torch import Tensor
 from bdg.weights import load_weights
 from jobs.run import write_text
 
-
 log = logging.getLogger("bdg")
 
 

@@ -60,7 +60,9 @@ def one_step_of_each_stage(*overrides: str) -> None:
         config = request.compose({"stage": stage})
         config.run_folder = ""
         losses, one = Losses(), DataLoader([batch()], batch_size=None)  # type: ignore[arg-type]
-        trainer = L.Trainer(fast_dev_run=1, logger=False, accelerator="cpu", callbacks=losses, enable_progress_bar=False)
+        trainer = L.Trainer(
+            fast_dev_run=1, logger=False, accelerator="cpu", callbacks=losses, enable_progress_bar=False
+        )
         made = build_stage(config)
         trainer.fit(made, one, one)
         expected = {name for name, weight in config.stage.weights.items() if weight}

@@ -183,5 +183,10 @@ def _close(plan: Plan, stage: Stage, metrics: dict[str, float]) -> None:
 def _hush() -> None:
     """Silences what Lightning says of every run and nobody can act on; everything else stays loud."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*exists and is not empty.*", ".*`IterableDataset`.*", ".*LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*`IterableDataset`.*",
+        ".*LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -104,17 +104,18 @@ class Stage(L.LightningModule):
 
     def _discriminate(self, x_lq: Image, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the discriminator makes of the degraded images, over all ranks, so that negatives are shared."""
-        assert self.discriminator is not None
+        part = self.discriminator
+        assert part is not None
         assert self.glcm is not None
-        f_mas = self.discriminator.encoder(self.glcm(x_lq))
+        f_mas = part.encoder(self.glcm(x_lq))
         seen = {"f_mas": self._gather(f_mas)}
-        if self.discriminator.classifier is not None:
-            seen["logits"] = self._gather(self.discriminator.classifier(f_mas))
-        if self.discriminator.project_mas is not None:
-            f_diff = features[FEATURES].mean(dim=(2, 3))
-            seen["z_mas"] = self._gather(self.discriminator.project_mas(f_mas))
-            seen["z_diff"] = self._gather(self.discriminator.project_diff(f_diff))
-            seen["temperature"] = self.discriminator.temperature
+        if part.classifier is not None:
+            seen["logits"] = self._gather(part.classifier(f_mas))
+        if part.project_mas is not None and part.project_diff is not None:
+            seen["z_mas"] = self._gather(part.project_mas(f_mas))
+            seen["z_diff"] = self._gather(part.project_diff(features[FEATURES].mean(dim=(2, 3))))
+            assert part.temperature is not None
+            seen["temperature"] = part.temperature
         return seen
 
     def _gather(self, x: Tensor) -> Tensor:
