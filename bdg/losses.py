@@ -121,6 +121,10 @@ class Negative(LossTerm):
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
         assert step.f_mas is not None
+        if len(step.f_mas) < 2:
+            raise ValueError(
+                "the negative loss compares images: give data.batch_size=2 or more, or stage.weights.negative=0"
+            )
         return self.sign * off_diagonal(_cosines(step.f_mas).relu()).mean()
 
 

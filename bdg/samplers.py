@@ -73,6 +73,7 @@ def diffuir(
     """DiffUIR's sampler, for parity with its weights: no noise estimate, start noise 0.1, residual clamped to [-1, 1].
 
     x_s = x_t - (A_t - A_s) r + (D_t - D_s) x_lq + sigma z: the noise of the start is never removed but by the last step.
+    It is DiffUIR's to the digit with `Denoiser(clamp=False)`; a denoiser that clamps x_hq moves the residual before.
     """
     _, _, delta_bar_T = diffusion.at(_batch(x_lq, diffusion.num_steps - 1), x_lq.dtype)
     x_t = (1 - delta_bar_T) * x_lq + 0.1 * noise

@@ -46,7 +46,16 @@ def overrides(variant: str, steps: dict[str, int]) -> list[str]:
 def pipeline(variant: str, seed: int, steps: dict[str, int], extra: Sequence[str]) -> dict[str, Any]:
     """The summary of one pipeline, and the seconds it took (near 0 if it had been done before)."""
     path = Path("runs") / "benchmark_demo" / f"{variant.replace(' ', '_')}_{seed}_{steps['restoration']}.json"
-    command = ["bdg", "pipeline", *overrides(variant, steps), f"seed={seed}", "project=benchmark_demo", *extra]
+    command = [
+        sys.executable,
+        "-m",
+        "bdg",
+        "pipeline",
+        *overrides(variant, steps),
+        f"seed={seed}",
+        "project=benchmark_demo",
+        *extra,
+    ]
     begun = time.monotonic()
     subprocess.run([*command, f"json='{path}'"], check=True, stdout=sys.stderr)
     return json.loads(path.read_text()) | {"seconds": time.monotonic() - begun}

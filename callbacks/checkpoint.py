@@ -11,7 +11,11 @@ from lightning.pytorch import callbacks
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Writes `path` every `every_n_steps` optimizer steps. It holds plain tensors and containers only."""
+    """Writes `path` every `every_n_steps` optimizer steps. It holds plain tensors and containers only.
+
+    The state after the last step is not kept: a run killed in its last validation must resume into training, whose end
+    validates and leaves the averaged weights in the module.
+    """
 
     def __init__(self, path: str, every_n_steps: int = 1000) -> None:
         if every_n_steps < 1:
@@ -24,7 +28,7 @@ class Checkpoint(callbacks.Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % self.every_n_steps == 0 and step > self._saved_at:
+        if step % self.every_n_steps == 0 and step > self._saved_at and step != trainer.max_steps:
             trainer.save_checkpoint(self.path)
             self._saved_at = step
 

@@ -33,7 +33,7 @@ class Ema(WeightAveraging):
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx % self.every_n_steps == 0
+        return step_idx is not None and (step_idx + 1) % self.every_n_steps == 0  # step_idx counts from 0
 
     @property
     def _begun(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,7 +76,13 @@ def read_parent(path: str) -> Mapping[str, Tensor]:
         )
     if path.endswith(".safetensors"):
         return load_weights(path)[0]
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"inherit.from={path} is no checkpoint, or cut off ({type(error).__name__}): "
+            "name a run's folder or its weights/ema.safetensors"
+        ) from None
 
 
 def inherit(
@@ -101,7 +108,8 @@ def inherit(
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
         raise ValueError(
             f"the weights in {origin} do not fit this stage: {shown}. Give both the same network and glcm, "
-            "name what may begin here with inherit.fresh=[PREFIX], or start from scratch with inherit.from=none"
+            "name what may begin here with inherit.fresh=[PREFIX] or stay "
+            "behind with inherit.dropped=[PREFIX], or start from scratch with inherit.from=none"
         )
     module.load_state_dict({name: parent[name] for name in shared}, strict=False)
     return Report(origin, _norms(parent, sorted(shared)), _norms(own, missing), _norms(parent, surplus))

@@ -101,6 +101,10 @@ def assign(sources: Sequence[Source], parts: Parts, seed: int) -> dict[str, list
     for part, count in _counts(parts, len(free)).items():
         part_of |= dict.fromkeys(free[:count], part)
         free = free[count:]
+    if left := [group[0].item.key for photograph, group in photographs.items() if photograph not in part_of]:
+        raise ValueError(
+            f"parts={dict(parts)} leave out {len(left)} photographs, such as '{left[0]}': add a part that takes '{REST}'"
+        )
     assigned: dict[str, list[Source]] = {}
     for part in parts:
         members = [each for p, group in photographs.items() if part_of.get(p) == part for each in group]

@@ -132,7 +132,10 @@ class RestorationData(L.LightningDataModule):
     def measured(self, patterns: Patterns | None, rank: int = 0, world_size: int = 1) -> webdataset.WebLoader:
         """Each photograph with each degradation at each severity, once and always the same; pairs as they are."""
         samples = self._samples(patterns, self.val_crop)
-        cases = validation_cases(samples, self._callables(samples), self.val_severities)[rank::world_size]
+        every = validation_cases(samples, self._callables(samples), self.val_severities)
+        cases = (
+            every[rank::world_size] or every[:1]
+        )  # a rank without work would not join the others' gathering; counted once
         size = max(1, self.batch_size // world_size) if self.val_crop else 1
         crop = partial(centre_crop, size=self.val_crop) if self.val_crop else None
         return self._loader(samples, Listed(cases, size), crop, size).with_length(ceil(len(cases) / size), silent=True)

@@ -22,21 +22,23 @@ DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever
     "network",
     "diffusion.schedule",
     "diffusion.time",
-    "stage._target_",
-    "stage.curves",
-    "stage.optimizer",
-    "stage.scheduler",
+    "diffusion._target_",
+    "diffusion.curves",
+    "stage.condition",
     "data._target_",
     "data.crop",
     "data.flip",
     "data.batch_size",
+    "data.seed",
     "trainer.max_steps",
     "trainer.precision",
     "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.accumulate_grad_batches",
     "callbacks.ema",
 )
 DEFINES_STAGES_THAT_READ = {
-    "degradation": ("degradation", "stage.estimate", "stage.condition", "inherit.fresh"),
+    "degradation": ("diffusion.estimate", "inherit.fresh", "inherit.dropped"),
     "glcm": ("glcm",),
 }
 """`stage.reads` says which of these a stage looks at; the loss terms that are on count by their own rule."""
@@ -52,6 +54,10 @@ def definition(config: Mapping[str, Any]) -> dict[str, Any]:
         keys += DEFINES_STAGES_THAT_READ[what]
     found = {key: _get(config, key) for key in keys}
     weights, terms = config["stage"]["weights"], config["stage"]["terms"]
+    if "degradation" in config["stage"]["reads"]:
+        found["degradation"] = [*config["degradation"].items()]  # a list, since their order fixes the labels
+    spoken_for = ("name", "reads", "curves", "estimate", "condition", "lambda", "anchor", "weights", "terms")
+    found["stage"] = {key: value for key, value in config["stage"].items() if key not in spoken_for}
     found["losses"] = {name: [weight, terms.get(name)] for name, weight in weights.items() if weight}
     return found
 

@@ -1,11 +1,10 @@
 """`bdg pipeline`: the chain of stages, each from the one before, then a measurement on photographs never trained on.
 
-Leaves beside the runs, in `root/project/`: weights.safetensors (the last stage's), summary.json, panel.jpg, and the degraded
-images of the panel for `bdg restore` to be tried on.
+Leaves beside the runs, in `root/project/`, what the latest pipeline of the project gave: weights.safetensors (the network of
+the last stage), summary.json (also in the run's folder), panel.jpg, and the degraded images of the panel for `bdg restore`.
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -19,17 +18,19 @@ from rich.table import Table
 from bdg.commands.compose import build
 from bdg.commands.evaluate import Gallery, evaluate
 from bdg.commands.request import Request
+from bdg.commands.restore import device
 from bdg.commands.train import Plan, plan_stage, train
 from bdg.restoration import Restorer
+from bdg.weights import load_weights, save_weights
 from datamodules.images import write_image
 from jobs.run import write_text
 
 
 def run(config: DictConfig, request: Request) -> None:
+    build(config.data).measured(config.data.test_shards)  # what the end needs is looked at before the beginning
     scores: dict[str, Mapping[str, float]] = {}
     for stage in config.stages:
-        first = stage == config.stages[0]
-        plan = plan_stage(request if first else request.without("inherit.from", "ckpt_path"), stage)
+        plan = plan_stage(request, stage, first=stage == config.stages[0])
         scores[stage] = train(plan)
     _measure(plan, scores)
 
@@ -38,7 +39,7 @@ def run(config: DictConfig, request: Request) -> None:
 def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
     config, run = plan.config, plan.run
     folder, console = Path(config.root) / config.project, Console(highlight=False)
-    restorer = Restorer.load(run.weights, allow=tuple(config.allow))
+    restorer = Restorer.load(run.weights, device("auto"), tuple(config.allow))
     data, protocol = build(config.data), build(config.protocol)
     data.setup("test")
     batches = data.test_dataloader()
@@ -47,14 +48,17 @@ def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
     about = {"weights": str(restorer), "data": str(config.data.test_shards), "seed": config.seed}
     restore = partial(restorer, sampler=build(config.sampler), seed=config.seed)
     report = evaluate(restore, bar, list(config.degradation), protocol, about, [gallery])
-    priors = {stage: values["val/prior_noise_loss"] for stage, values in scores.items()}
+    priors = {stage: v["val/prior_noise_loss"] for stage, v in scores.items() if "val/prior_noise_loss" in v}
     console.print(report.table(), prior_table(priors))
     summary = report.to_dict() | {"prior_noise_loss": priors, "stages": dict(scores)}
     written = json.dumps(summary, indent=1) + "\n"
-    write_text(folder / "summary.json", written)
+    for place in (run.folder, folder):
+        write_text(place / "summary.json", written)
     if config.json:
         write_text(Path(config.json), written)
-    shutil.copyfile(run.weights, folder / "weights.safetensors")
+    tensors, metadata = load_weights(run.weights)
+    network = {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
+    save_weights(folder / "weights.safetensors", network, metadata)
     write_image(folder / "panel.jpg", gallery.picture())
     for name, image in gallery.degraded().items():
         write_image(folder / "degraded" / f"{name}.png", image)

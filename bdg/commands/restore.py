@@ -126,7 +126,7 @@ def device(name: str) -> torch.device:
 def restoring(restorer: Restorer, config: DictConfig) -> tuple[Restore, dict[str, Any]]:
     """The restorer with the settings of `conf/inference.yaml` given, and those settings as one reads them in a report."""
     node = config.get("sampler") or restorer.about.get("sampler", DEFAULT_SAMPLER)
-    steps = node["sample_steps"] if config.sample_steps is None else config.sample_steps
+    steps = node.get("sample_steps") if config.sample_steps is None else config.sample_steps
     sampler = build(config.sampler, allow=config.allow) if config.get("sampler") else restorer.sampler
     given = {name: config[name] for name in ("sample_steps", "seed", "tile", "overlap")}
     drawn = {name: value for name, value in node.items() if not name.startswith("_")}

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import logging
+import pickle
+import shlex
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bdg.commands.compose import build
@@ -48,16 +52,24 @@ def run(config: DictConfig, request: Request) -> None:
     plan = plan_stage(request, config.stage.name)
     metrics = train(plan)
     if config.json:
-        write_text(Path(config.json), json.dumps({"run": str(plan.run.folder), "metrics": metrics}, indent=1))
+        found = {"run": str(plan.run.folder), "metrics": metrics}
+        rank_zero_only(write_text)(Path(config.json), json.dumps(found, indent=1))
 
 
-def plan_stage(request: Request, stage: str) -> Plan:
-    """Finds out which run this is; with `inherit.from=auto` that asks the same of the stage before."""
-    config = request.compose({"stage": stage})
+def plan_stage(request: Request, stage: str, first: bool = True) -> Plan:
+    """Finds out which run this is; with `inherit.from=auto` that asks the same of the stage before.
+
+    first: whether `inherit.from` and `ckpt_path` of the request speak of this stage, or of another one.
+    """
+    others = {} if first else {"inherit.from": "auto", "ckpt_path": "null"}
+    config = request.compose({"stage": stage, **others})
     parent = _parent(config, request)
     data = digest(config.data.shards)
     config.run_folder = ""  # does not define anything, but must have a value for the config to resolve
-    name = identity(definition(resolved(config)), parent.identity if parent else None, data)
+    defined = definition(resolved(config))
+    if config.ckpt_path:
+        defined["ckpt_path"] = hashlib.sha256(_existing(config.ckpt_path).read_bytes()).hexdigest()[:12]
+    name = identity(defined, parent.identity if parent else None, data)
     run = Run(Path(config.root), config.project, config.stage.name, name)
     config.run_folder = str(run.folder)
     config.inherit.parent = str(parent.weights) if parent else None
@@ -89,9 +101,10 @@ def _parent(config: DictConfig, request: Request) -> Parent | None:
         )
     if chain[0] == stage:
         return None
-    before = plan_stage(request.without("inherit.from", "ckpt_path"), chain[chain.index(stage) - 1])
+    before = plan_stage(request, chain[chain.index(stage) - 1], first=False)
     words = [o for o in request.without("stage").overrides if not o.startswith("inherit.from=")]
-    command = " ".join(["bdg train", f"stage={before.config.stage.name}", *words])
+    flags = ["--config-dir", request.config_dir] if request.config_dir else []
+    command = shlex.join(["bdg", "train", f"stage={before.config.stage.name}", *words, *flags])
     return Parent(before.run.identity, before.run.weights, command)
 
 
@@ -101,7 +114,7 @@ def train(plan: Plan) -> dict[str, float]:
     if run.done:
         log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
-    resume = config.ckpt_path or (str(run.checkpoint) if run.checkpoint.exists() else None)
+    resume = str(run.checkpoint) if run.checkpoint.exists() else config.ckpt_path
     if not resume and plan.parent and not plan.parent.weights.exists():
         raise FileNotFoundError(
             f"stage '{run.stage}' inherits from {plan.parent.weights}, which does not exist: "
@@ -112,6 +125,8 @@ def train(plan: Plan) -> dict[str, float]:
     data = build(config.data)
     stage = build_stage(config)
     trainer = build_trainer(config)
+    if resume:
+        _check_unfinished(resume, trainer.max_steps)
     if trainer.is_global_zero:
         _open(plan)
         how = f"goes on from {resume}" if resume else f"begins in {run.folder}"
@@ -133,6 +148,26 @@ def train(plan: Plan) -> dict[str, float]:
         _close(plan, stage, metrics)
     trainer.strategy.barrier("done")
     return metrics
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"ckpt_path={path}: no such file: name a checkpoint such as RUN/checkpoints/last.ckpt")
+    return Path(path)
+
+
+def _check_unfinished(checkpoint: str, max_steps: int) -> None:
+    """Refuses a checkpoint from which there is nothing left to train: its end would neither validate nor average."""
+    try:
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it"
+        ) from None
+    if 0 <= max_steps <= step:
+        raise ValueError(
+            f"{checkpoint} is at step {step} of {max_steps}: nothing to train, give a larger trainer.max_steps"
+        )
 
 
 def build_stage(config: DictConfig) -> Stage:
@@ -161,7 +196,11 @@ def _open(plan: Plan) -> None:
     run, parent = plan.run, plan.parent
     write_text(run.folder / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
     facts = manifest(run, parent.identity if parent else None, plan.data)
-    write_text(run.folder / "manifest.json", json.dumps(facts, indent=1))
+    path = run.folder / "manifest.json"
+    if path.exists():  # how it began stays; what goes on is added
+        begun = json.loads(path.read_text())
+        facts = begun | {"resumed": [*begun.get("resumed", []), facts]}
+    write_text(path, json.dumps(facts, indent=1))
     run.set_status("running")
 
 

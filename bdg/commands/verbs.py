@@ -69,7 +69,7 @@ VERBS = {
             examples=(
                 "bdg restore rainy.jpg clear.png",
                 "bdg restore rainy clear tile=256",
-                "bdg restore rainy.jpg clear.png sampler=ddpm sample_steps=10",
+                "bdg restore rainy.jpg clear.png sampler=ddpm sample_steps=2",
             ),
         ),
         Verb(

@@ -151,7 +151,9 @@ class UNet(nn.Module):
         for module in network.modules():
             if isinstance(module, ResBlock):
                 module.fold()
-        return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.eval().requires_grad_(False)
+        on_cpu = self.final_conv.weight.device.type == "cpu"
+        return network.to(memory_format=torch.channels_last) if on_cpu else network  # type: ignore[call-overload]
 
     def _start_blind(self) -> None:
         half = self.in_channels // 2

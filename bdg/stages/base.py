@@ -43,6 +43,7 @@ class Stage(L.LightningModule):
     seed: with the step and the index of a sample it determines t and noise.
     """
 
+    restores: ClassVar[bool] = True  # else what is validated has nothing to do with the degraded input
     fresh: ClassVar[tuple[str, ...]] = ()
     dropped: ClassVar[tuple[str, ...]] = ()
 
@@ -182,7 +183,8 @@ class Stage(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for degradation, values in self.metrics.compute().items():
-            self.log_dict({f"val/{degradation}/{name}": value for name, value in values.items()}, rank_zero_only=True)
+            kept = {k: v for k, v in values.items() if self.restores or not (k == "gain" or k.endswith("_input"))}
+            self.log_dict({f"val/{degradation}/{name}": value for name, value in kept.items()}, rank_zero_only=True)
         self.log("val/prior_noise_loss", self.prior_noise_loss.compute(), rank_zero_only=True)
         self.metrics.reset()
         self.prior_noise_loss.reset()

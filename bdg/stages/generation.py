@@ -7,5 +7,7 @@ from bdg.types import Image
 class GenerationStage(Stage):
     """Begins the chain: it inherits nothing, needs no degraded image, and its residual head is idle."""
 
+    restores = False
+
     def validated(self, batch: Batch) -> Image:
         return self.denoised(batch)

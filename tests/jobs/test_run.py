@@ -54,6 +54,17 @@ def test_changing_a_key_changes_exactly_the_stages_that_read_it(override: str, s
     assert changed == stages
 
 
+def test_the_order_of_degradations_is_part_of_the_identity() -> None:
+    """It fixes the labels."""
+    one, other = (defined("bridging", f"degradation=[{order}]") for order in ("rain,blur", "blur,rain"))
+
+    assert identity(one, None, "data") != identity(other, None, "data")
+
+
+def test_generation_conditioned_on_x_lq_is_another_run() -> None:
+    assert defined("generation") != defined("generation", "stage.condition=x_lq")
+
+
 def test_identity_depends_on_definition_parent_and_data() -> None:
     ours = identity({"seed": 0}, None, "data")
 

@@ -1,0 +1,91 @@
+"""`bdg train` on the smallest demo: what it leaves, what it finds again, what it refuses."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bdg.cli import main
+
+SMALL = ("experiment=demo_smoke", "max_steps={generation: 3, bridging: 3, restoration: 3}", "data.num_workers=0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with packed photographs and a trained generation stage."""
+    folder = tmp_path_factory.mktemp("train")
+    assert main(["pack", "pkg://datamodules/photographs", f"{folder}/photographs", "parts=photographs"]) == 0
+    assert train(folder, "stage=generation", f"json={folder}/generation.json") == 0
+    return folder
+
+
+def train(folder: Path, *overrides: str) -> int:
+    return main(["train", *SMALL, f"data.root={folder}/photographs", f"root={folder}/runs", *overrides])
+
+
+def run_of(folder: Path, stage: str) -> Path:
+    (run,) = (folder / "runs" / "demo_smoke" / stage).iterdir()
+    return run
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # a user's process, whose warnings are not ours to raise
+
+
+def test_a_finished_run_holds_weights_scores_and_where_it_came_from(folder: Path) -> None:
+    run = run_of(folder, "generation")
+
+    assert (run / "STATUS").read_text() == "done\n"
+    assert "network.init_conv.weight" in load_file(run / "weights" / "ema.safetensors")
+    assert json.loads((folder / "generation.json").read_text())["metrics"]["val/prior_noise_loss"] > 0
+    assert json.loads((run / "manifest.json").read_text())["data_digest"]
+
+
+def test_the_same_command_again_finds_the_work_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run_of(folder, "generation") / "weights" / "ema.safetensors").stat().st_mtime_ns
+
+    assert train(folder, "stage=generation") == 0
+
+    assert (run_of(folder, "generation") / "weights" / "ema.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_stage_inherits_and_reports_it(folder: Path) -> None:
+    assert train(folder, "stage=bridging") == 0
+
+    report = json.loads((run_of(folder, "bridging") / "inherit.json").read_text())
+    assert all(name.startswith("network.") for name in report["inherited"])
+    assert all(name.startswith("discriminator.") for name in report["fresh"])
+    assert report["dropped"] == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stage=restoration", "stage.lambda=0.3"], r"make it with: bdg train stage=bridging .*inherit.from=none"),
+        (["stage=bridging", "inherit.from=nowhere"], r"inherit.from=nowhere: there are no weights"),
+        (["stage=bridging", "ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
+        (["stage=bridging", "network=T", "inherit.from={run}"], r"do not fit this stage: .*Give both the same network"),
+        (["stage=bridging", "inherit.from={cut}"], r"inherit.from=.*is no checkpoint, or cut off"),
+        (["stage=generation", "seed=5", "ckpt_path={cut}"], r"is no checkpoint, or cut off"),
+        (["stage=generation", "seed=5", "ckpt_path={end}"], r"is at step 3 of 3: nothing to train"),
+        (["stage=bridging", "glcm.levels=1"], r"levels=1"),
+        (["stage=bridging", "seed=6", "stages=[generation]"], r"stage=bridging is not in stages"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_clear_error(
+    folder: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    cut, end = folder / "cut.ckpt", folder / "end.ckpt"
+    cut.write_bytes(b"PK half a file")
+    torch.save({"global_step": 3, "state_dict": {}}, end)
+    names = {"run": run_of(folder, "generation"), "cut": cut, "end": end}
+    given = [o.format(**names) if "{" in o else o for o in overrides]
+
+    status = train(folder, *given)
+
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert status == 1
+    assert "Traceback" not in error
+    assert re.search(message, error), error
