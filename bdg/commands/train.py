@@ -102,7 +102,7 @@ def _parent(config: DictConfig, request: Request) -> Parent | None:
     if chain[0] == stage:
         return None
     before = plan_stage(request, chain[chain.index(stage) - 1], first=False)
-    words = [o for o in request.without("stage").overrides if not o.startswith("inherit.from=")]
+    words = request.without("stage", "inherit.from").overrides
     flags = ["--config-dir", request.config_dir] if request.config_dir else []
     command = shlex.join(["bdg", "train", f"stage={before.config.stage.name}", *words, *flags])
     return Parent(before.run.identity, before.run.weights, command)
