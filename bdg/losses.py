@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bdg.types import Step
+from bdg.types import Image, Step
 
 DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
+FAINT = 1e-3
+"""A degradation that changes an image by less, in the norm of the loss on [-1, 1], counts for no more than this one."""
 
 
 class LossTerm:
@@ -50,13 +52,27 @@ class Noise(LossTerm):
 
 
 class Restored(LossTerm):
-    """|x_hq(estimate) - x_hq|, the restored image. With `estimate: both` the heads may trade errors: see `stage.anchor`."""
+    """|x_hq(estimate) - x_hq|, the restored image. With `estimate: both` the heads may trade errors: see `stage.anchor`.
 
-    def __init__(self, norm: str = "l1") -> None:
+    relative: each image counts as |x_res| ** -relative. 0: errors as they are, so that strong degradations decide (in the demo
+    haze's squared error is 35 times that of blur). 1: the share of its degradation that is left, so that all count alike.
+    """
+
+    def __init__(self, norm: str = "l1", relative: float = 0.0) -> None:
+        if not 0 <= relative <= 1:
+            raise ValueError(f"relative={relative} of the loss term 'restored': give a number from 0 to 1")
         self.distance = _distance(norm)
+        self.relative = relative
 
     def __call__(self, step: Step) -> Float[Tensor, ""]:
-        return self.distance(step.estimate.x_hq, step.truth.x_hq)
+        left = self._per_image(step.estimate.x_hq, step.truth.x_hq)
+        if not self.relative:
+            return left.mean()
+        strength = self._per_image(step.truth.residual, torch.zeros_like(step.truth.residual))
+        return (left / (strength + FAINT) ** self.relative).mean()
+
+    def _per_image(self, believed: Image, true: Image) -> Float[Tensor, " b"]:
+        return self.distance(believed, true, reduction="none").mean(dim=(1, 2, 3))
 
 
 class Joint(LossTerm):
@@ -144,7 +160,7 @@ def _cosines(features: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     return unit @ unit.T
 
 
-def _distance(norm: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _distance(norm: str) -> Callable[..., Tensor]:
     if norm not in DISTANCES:
         raise ValueError(f"norm={norm!r} of a loss term: choose one of {list(DISTANCES)}")
     return DISTANCES[norm]

@@ -1,25 +1,27 @@
 """The demo and its rivals at equal total steps and network, over several seeds that share one generation stage each.
 
-    python benchmarks/demo.py [--seeds 0 1 2] [--only NAME ...] [--scale 1.0] [KEY=VALUE ...] > table.md
+    python benchmarks/demo.py [--seeds 0 1 2] [--only NAME ...] [--scale 1.0] [--jobs 2] [KEY=VALUE ...] > table.md
 
 Runs `bdg pipeline` once per variant and seed (finished runs are found and not repeated), then prints a Markdown table of the
 gain in PSNR over the degraded input on the photographs never trained on: mean over seeds and 95 % interval (Student's t).
-`--scale 0.5` halves the steps of every stage. Further KEY=VALUE go to every pipeline.
+`--scale 0.5` halves the steps of every stage. `--jobs` pipelines run at a time, which share the cores: threads of several
+processes that wait for each other would slow all of them down. Further KEY=VALUE go to every pipeline.
 """
 
 import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import date
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from circumstances import circumstances
 
 from bdg.commands.request import Request
 
@@ -43,22 +45,19 @@ def overrides(variant: str, steps: dict[str, int]) -> list[str]:
     return [chosen, *(f"max_steps.{stage}={steps[stage]}" for stage in STAGES)]
 
 
-def pipeline(variant: str, seed: int, steps: dict[str, int], extra: Sequence[str]) -> dict[str, Any]:
+def pipeline(variant: str, seed: int, steps: dict[str, int], extra: Sequence[str], threads: int) -> dict[str, Any]:
     """The summary of one pipeline, and the seconds it took (near 0 if it had been done before)."""
     path = Path("runs") / "benchmark_demo" / f"{variant.replace(' ', '_')}_{seed}_{steps['restoration']}.json"
-    command = [
-        sys.executable,
-        "-m",
-        "bdg",
-        "pipeline",
-        *overrides(variant, steps),
-        f"seed={seed}",
-        "project=benchmark_demo",
-        *extra,
-    ]
     begun = time.monotonic()
-    subprocess.run([*command, f"json='{path}'"], check=True, stdout=sys.stderr)
-    return json.loads(path.read_text()) | {"seconds": time.monotonic() - begun}
+    bdg("pipeline", *overrides(variant, steps), f"seed={seed}", f"json='{path}'", *extra, threads=threads)
+    seconds = time.monotonic() - begun
+    print(f"{variant}, seed {seed}: {seconds:.0f} s", file=sys.stderr)
+    return json.loads(path.read_text()) | {"seconds": seconds}
+
+
+def bdg(verb: str, *words: str, threads: int) -> None:
+    command = [sys.executable, "-m", "bdg", verb, "project=benchmark_demo", *words]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
 
 def interval(values: Sequence[float]) -> str:
@@ -88,35 +87,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_intermixed_args()
     config = Request("pipeline", ("experiment=demo",)).compose()
     steps = {stage: round(config.max_steps[stage] * options.scale) for stage in STAGES}
-    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in options.only}
-    for seed in options.seeds:
-        for variant in options.only:
-            found[variant].append(pipeline(variant, seed, steps, options.overrides))
-            print(f"{variant}, seed {seed}: {found[variant][-1]['seconds']:.0f} s", file=sys.stderr)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    print(f"# The demo and its rivals, {date.today()}\n")
-    print(
-        f"Command: `python {' '.join(sys.argv)}` · commit {commit} · {_cpu()}, {os.cpu_count()} cores, no GPU · steps {steps}\n"
-    )
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        # before the pipelines that share it: two of them must not train it at a time
+        shared = [*overrides("BDG", steps), "stage=generation", *options.overrides]
+        list(pool.map(lambda seed: bdg("train", *shared, f"seed={seed}", threads=threads), options.seeds))
+        running = {
+            variant: [pool.submit(pipeline, variant, seed, steps, options.overrides, threads) for seed in options.seeds]
+            for variant in options.only
+        }
+        found = {variant: [run.result() for run in runs] for variant, runs in running.items()}
+    print(f"# The demo and its rivals\n\n{circumstances('torch')}\n")
+    print(f"No GPU, {options.jobs} pipelines at a time, steps {steps}.\n")
     print(f"Gain in PSNR over the degraded input, dB; mean and 95 % interval over seeds {options.seeds}.\n")
     print(report(found))
     print("\nSeconds per pipeline (shared machine; stages found done cost nothing):\n")
     for variant, runs in found.items():
         print(f"- {variant}: " + ", ".join(f"{run['seconds']:.0f}" for run in runs))
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,9 @@ pixels without normalising or averaging; "normed, mean" is skimage's way to the 
 """
 
 import ctypes
-import datetime
-import importlib.metadata
 import math
-import os
-import platform
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
+from circumstances import circumstances
 from skimage.feature import graycomatrix
 
 from bdg.glcm import MasGlcm, glcm, quantise, to_gray
@@ -131,14 +126,8 @@ def main() -> None:
     speed = [
         speed_row(name, images, levels) for name, images in image_sets().items() for levels in (8, 16, 32, 64, 256)
     ]
-    commit = subprocess.check_output(["git", "log", "-1", "--format=%h", "--", "bdg/glcm.py"], text=True).strip()
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "scikit-image"))
     print(
-        f"# MAS-GLCM, {datetime.date.today()}\n\n"
-        f"`OMP_NUM_THREADS=1 python {' '.join(sys.argv)}`, bdg/glcm.py of commit {commit}, "
-        f"{time.perf_counter() - begin:.0f} s. {processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the "
-        f"end; {platform.system()}, Python {platform.python_version()}, {versions}.\n\n"
+        f"# MAS-GLCM\n\n{circumstances('torch', 'scikit-image')} {time.perf_counter() - begin:.0f} s.\n\n"
         f"{BATCH} images of {SIZE}x{SIZE}, 9 angles x 6 scales, one thread, medians of {ROUNDS} rounds in turn.\n\n"
         "| images | levels | bdg ms/image | graycomatrix ms/image | normed, mean ms/image "
         "| faster than graycomatrix | than normed, mean | largest error |\n|---|---|---|---|---|---|---|---|"

@@ -8,20 +8,15 @@ reads its weights and both compute the same function; that they do is checked be
 """
 
 import argparse
-import datetime
 import math
-import platform
-import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from circumstances import circumstances
 from torch import Tensor, nn
 
 from bdg.networks.diffuir import PREFIX, from_diffuir
@@ -277,16 +272,6 @@ def candidates(batch: int, pixels: int, rounds: int, clock: str) -> None:
         print(f"| {name} | {parameters:,} | {4e-6 * parameters:.2f} | {steps[name]:.3f} | {forwards[name]:.3f} |")
 
 
-def circumstances() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return (
-        f"`python benchmarks/network.py {' '.join(sys.argv[1:])}` at commit {commit}, {datetime.date.today()}; "
-        f"{cpu[1] if cpu else platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, float32"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["sizes", "demo"], default="sizes")
@@ -311,7 +296,8 @@ def main() -> None:
         )
         print("| --- | --- | --- | --- | --- | --- | --- |")
         candidates(args.batch or 16, args.pixels or 64, args.rounds, args.clock)
-    print(f"\n{circumstances()}; {args.rounds} rounds, {time.perf_counter() - began:.0f} s in all.")
+    took = f"{args.threads} threads, float32, {args.rounds} rounds, {time.perf_counter() - began:.0f} s"
+    print(f"\n{circumstances('torch')} {took}.")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,23 @@ def test_l1_and_l2_are_means_over_all_values() -> None:
     torch.testing.assert_close(losses.Noise("l2")(made), (error**2).mean())
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_a_relative_loss_of_the_degraded_image_itself_is_1_however_strong_the_degradation(norm: str) -> None:
+    truth = step().truth
+    for strength in (0.3, 3.0):
+        residual = strength * truth.residual
+        unrestored = Estimate(truth.x_hq + residual, truth.residual, truth.noise)
+        made = step(truth=Estimate(truth.x_hq, residual, truth.noise), estimate=unrestored)
+
+        assert losses.Restored(norm, relative=1)(made) == pytest.approx(1, abs=0.05)  # but for the floor of faint ones
+        torch.testing.assert_close(losses.Restored(norm)(made), losses.DISTANCES[norm](residual, 0 * residual))
+
+
+def test_relative_is_a_share() -> None:
+    with pytest.raises(ValueError, match="relative=2"):
+        losses.Restored(relative=2)
+
+
 def test_joint_lets_the_heads_trade_errors() -> None:
     made = step()
     shift = torch.ones_like(made.residual_head)
