@@ -1,6 +1,6 @@
 """Rain: bright streaks of falling drops, near and far, and the veil of drops too far to be seen one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,37 +9,60 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from datamodules.degradations.base import Degradation, Picture, Recipe, at, clip, draw_seed
+from datamodules.degradations.base import Degradation, Picture, Recipe, at, check_five, check_ranges, clip, draw_seed
 
-DENSITY = (25.0, 45.0, 70.0, 100.0, 140.0)  # drops in 100 x 100 pixels, both layers together
-LENGTH_PX = (9.0, 11.0, 13.0, 16.0, 19.0)  # of a near streak
-VEIL = (0.0, 0.02, 0.04, 0.07, 0.1)
-NEAR_SHARE = 0.3  # of the drops; the far ones are half as long and darker
-SLANT_DEG = 35.0  # at most, from the vertical
+NEAR_SHARE = 0.3  # of the drops; the far ones are half as long
+
+BLENDS: dict[str, Callable[[Picture, NDArray[np.float32]], Picture]] = {  # dark: 1 - the light of the rain, h w 1
+    "screen": lambda x, dark: 1 - (1 - x) * dark,  # less where it is bright already: white at most
+    "add": lambda x, dark: x + (1 - dark),
+}
 
 
 @dataclass(frozen=True)
 class Rain(Degradation):
+    """By severity: density, drops in 100 x 100 pixels, near and far together; length_px of a near streak; veil.
+
+    near, far: ranges of the brightness of one streak. slant_deg: from the vertical, at most. blend: screen or add.
+    """
+
+    density: Sequence[float] = (25.0, 45.0, 70.0, 100.0, 140.0)
+    length_px: Sequence[float] = (9.0, 11.0, 13.0, 16.0, 19.0)
+    veil: Sequence[float] = (0.0, 0.02, 0.04, 0.07, 0.1)
+    near: Sequence[float] = (0.3, 0.7)
+    far: Sequence[float] = (0.15, 0.4)
+    slant_deg: float = 35.0
+    blend: str = "screen"
     name = "rain"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_five(self.name, density=self.density, length_px=self.length_px, veil=self.veil)
+        check_ranges(self.name, 0, 1, near=self.near, far=self.far)
+        if self.blend not in BLENDS:
+            raise ValueError(f"blend={self.blend} of '{self.name}': give one of {', '.join(BLENDS)}")
+
     def draw(self, severity: float, rng: Generator) -> Recipe:
-        length = at(severity, LENGTH_PX) * rng.uniform(0.8, 1.2)
+        length = at(severity, self.length_px) * rng.uniform(0.8, 1.2)
         return {
-            "density": at(severity, DENSITY) * rng.uniform(0.9, 1.1),
+            "density": at(severity, self.density) * rng.uniform(0.9, 1.1),
             "length_px": length,
-            "angle_deg": rng.uniform(-SLANT_DEG, SLANT_DEG),
-            "veil": at(severity, VEIL),
+            "angle_deg": rng.uniform(-self.slant_deg, self.slant_deg),
+            "veil": at(severity, self.veil),
+            "near": list(self.near),
+            "far": list(self.far),
+            "blend": self.blend,
             "seed": draw_seed(rng),
         }
 
     def replay(self, x_hq: Picture, recipe: Mapping[str, Any]) -> Picture:
-        """x_lq = 1 - (1 - x_hq) (1 - veil) (1 - near) (1 - far): light added by screen blending, white at most."""
+        """x_lq = blend(x_hq, (1 - veil) (1 - near) (1 - far)): light of the drops on top of the scene's."""
         rng = np.random.default_rng(recipe["seed"])
         shape, density, length = x_hq.shape[:2], recipe["density"], recipe["length_px"]
-        near = streaks(shape, NEAR_SHARE * density, length, recipe["angle_deg"], (0.3, 0.7), rng)
-        far = streaks(shape, (1 - NEAR_SHARE) * density, length / 2, recipe["angle_deg"], (0.15, 0.4), rng)
+        near = streaks(shape, NEAR_SHARE * density, length, recipe["angle_deg"], recipe["near"], rng)
+        far = streaks(shape, (1 - NEAR_SHARE) * density, length / 2, recipe["angle_deg"], recipe["far"], rng)
         dark = np.float32(1 - recipe["veil"]) * (1 - near) * (1 - far)
-        return clip(1 - (1 - x_hq) * dark[..., None])
+        return clip(BLENDS[recipe["blend"]](x_hq, dark[..., None]))
 
 
 def streaks(
