@@ -15,6 +15,8 @@ class Stream(IntEnum):
     SAMPLE = 3
     VALIDATION = 4
     PACK = 5
+    SHARDS = 6
+    REPLACEMENT = 7
 
 
 def generator(stream: Stream, *entropy: int | str) -> Generator:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,9 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+
+Box = tuple[int, int, int, int]
+"""Part of a picture: top, left, height, width in pixels."""
 
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
 _ALPHA_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
@@ -60,6 +63,13 @@ class Picture:
         rgb = colour.astype(np.float32) / np.float32(np.iinfo(self.array.dtype).max)
         return np.repeat(rgb, 3, axis=2) if self.gray else rgb
 
+    def to_uint8(self) -> NDArray[np.uint8]:
+        """Colour as h w 3: alpha left out, gray repeated, 16 bits scaled to 8."""
+        colour: NDArray = self.array[..., :1] if self.gray else self.array[..., :3]
+        if colour.dtype == np.uint16:
+            colour = (colour.astype(np.uint32) + 128) // 257  # round(x * 255 / 65535)
+        return np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)), np.uint8)
+
     def from_rgb(self, rgb: NDArray[np.float32]) -> "Picture":
         """This picture in other colour (h w 3, clipped to [0, 1], rounded); depth, alpha, gray, ICC and EXIF stay."""
         colour = (rgb @ LUMA)[..., None] if self.gray else rgb
@@ -69,8 +79,10 @@ class Picture:
         return replace(self, array=np.concatenate([quantised, *alpha], axis=2))
 
 
-def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Picture:
+def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box | None = None) -> Picture:
     """The picture in a file or in its bytes, made upright by its EXIF orientation; `name` stands for bytes in messages.
+
+    box: the part of the upright picture that is wanted, which must lie inside; what is left out is not converted.
 
     Palettes become RGB (with alpha where an entry is transparent), bilevel becomes gray; CMYK and other colour spaces
     become RGB and lose their profile, which does not describe RGB.
@@ -88,7 +100,8 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Pictur
                 raise ValueError(f"{name}: holds {frames} pictures: extract the one you mean into its own file")
             exif, orientation = _exif(image)  # before load(), which lets go of the file
             image.load()  # complains about truncated data also where cv2 would not
-            array, icc = _samples(image, data, name), image.info.get("icc_profile")
+            turned = orientation in _UPRIGHT
+            array, icc = _samples(image, data, name, None if turned else box), image.info.get("icc_profile")
             if array.shape[2] >= 3 and image.mode not in ("P", "PA", "RGB", "RGBA"):
                 icc = None
     except UnidentifiedImageError:
@@ -97,13 +110,24 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "") -> Pictur
         raise ValueError(f"{name}: too many pixels ({error}): cut it into parts first") from None
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         raise ValueError(f"{name}: the image is cut off or damaged ({error}): copy it again from its source") from None
-    upright = _UPRIGHT[orientation](array) if orientation in _UPRIGHT else array
+    upright = _part(_UPRIGHT[orientation](array), box) if turned else array
     return Picture(np.ascontiguousarray(upright), icc, exif)
 
 
-def decode(data: bytes, name: str = "") -> NDArray[np.uint8]:
+def upright_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Height and width of the picture that `read_image` would find in a file, from its head; None if that does not tell."""
+    try:
+        with Image.open(file) as image:
+            exif = Image.Image.getexif(image)  # that of PNG would decode the image to see what comes behind it
+            (width, height), orientation = image.size, exif.get(ExifTags.Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
+        return None
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def decode(data: bytes, name: str = "", box: Box | None = None) -> NDArray[np.uint8]:
     """The colour in an image file's bytes as uint8 h w 3: alpha dropped, gray repeated, 16 bits scaled to 8."""
-    picture = read_image(data, name)
+    picture = read_image(data, name, box)
     colour: NDArray = picture.array[..., :1] if picture.gray else picture.array[..., :3]
     if colour.dtype == np.uint16:
         colour = (colour.astype(np.uint32) + 128) // 257  # round(x * 255 / 65535)
@@ -118,8 +142,7 @@ def write_image(path: str | os.PathLike[str], picture: Picture | NDArray, qualit
     path = Path(path)
     if not isinstance(picture, Picture):
         picture = Picture(picture if picture.ndim == 3 else picture[..., None])
-    check_format(path, picture)
-    data = _encode(path.suffix.lower(), picture, quality)
+    data = encode(path, picture, quality)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -127,6 +150,12 @@ def write_image(path: str | os.PathLike[str], picture: Picture | NDArray, qualit
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def encode(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> bytes:
+    """The bytes that `write_image` writes to such a path."""
+    check_format(path, picture)
+    return _encode(Path(path).suffix.lower(), picture, quality)
 
 
 def check_format(path: str | os.PathLike[str], picture: Picture) -> None:
@@ -178,20 +207,27 @@ def _describing_tags(exif: Image.Exif) -> dict[int, Any]:
     return tags | {pointer: block for pointer, block in blocks.items() if block}
 
 
-def _samples(image: Image.Image, data: bytes, name: str) -> NDArray:
+def _part(array: NDArray, box: Box | None) -> NDArray:
+    if box is None:
+        return array
+    top, left, height, width = box
+    return array[top : top + height, left : left + width]
+
+
+def _samples(image: Image.Image, data: bytes, name: str, box: Box | None) -> NDArray:
     """The samples as they are stored (16 bits stay 16), h w c, in one of the four channel layouts of Picture."""
     if image.mode in ("I", "F"):
         raise ValueError(f"{name}: 32-bit samples are not supported: convert it to 8 or 16 bits")
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)[..., None]
+        return _part(np.asarray(image).astype(np.uint16)[..., None], box)
     if _bits_stored(image, data) == 16:
-        return _samples_16(data, name)
+        return _part(_samples_16(data, name), box)
     alpha = image.has_transparency_data
-    if image.mode in ("1", "L", "LA"):
-        image = image.convert("LA" if alpha else "L")
-    else:
-        image = image.convert("RGBA" if alpha else "RGB")
-    array = np.asarray(image)
+    mode = ("LA" if alpha else "L") if image.mode in ("1", "L", "LA") else "RGBA" if alpha else "RGB"
+    if box is not None:
+        top, left, height, width = box
+        image = image.crop((left, top, left + width, top + height))
+    array = np.asarray(image if image.mode == mode else image.convert(mode))  # it would copy what needs no change
     return array if array.ndim == 3 else array[..., None]
 
 

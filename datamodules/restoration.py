@@ -1,57 +1,87 @@
 """RestorationData: shards become batches of clean and degraded images; here ranks and workers are known.
 
 A training batch is a function of (seed, number of the batch) alone: neither ranks nor workers nor the batches before it
-matter. So the state of the stream is one number, and the trainer keeps it already: a resumed run goes on with batch
-`global_step * accumulate_grad_batches`.
+matter. So the state of the stream is one number, and the trainer keeps it already: a resumed run goes on with the batch of
+its step. (Of shards that can only be read forwards, ranks and workers matter too.)
 """
 
+import ctypes
+import logging
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from math import ceil, inf
+from math import ceil
+from pathlib import Path
+from typing import Any
 
 import cv2
 import lightning as L
 import torch
 import webdataset
+from numpy.random import Generator
 
 from datamodules import shards
-from datamodules.cases import Degrade, Labelled, TrainingCases, validation_cases
+from datamodules.cases import Case, Degrade, TrainingCases, ValidationCases, left_out
 from datamodules.pipeline import (
     Batch,
+    Cut,
     Dealt,
+    DealtForward,
+    Images,
     Kept,
     Listed,
+    ListedForward,
+    Plan,
+    Room,
+    Share,
+    Skipped,
+    Source,
     batched,
-    centre_crop,
-    collated,
+    centre_cut,
     decoded,
     degraded,
     errors_as_values,
     images,
-    random_crop,
-    values_as_errors,
+    random_cut,
+    read_forward,
+    received,
+    to_float,
 )
-from datamodules.shards import Sample
+from datamodules.remote import Cache, is_url
+from datamodules.shards import ON_ERROR, Samples
+
+log = logging.getLogger("bdg")
 
 Patterns = str | Sequence[str]
+READERS = ("indexed", "stream")
 KEPT_BYTES = 64_000_000
 """Of decoded images that each worker keeps, if all of them fit."""
+SHOWN_SKIPPED = 10
+"""So many samples that cannot be read are named one by one."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class RestorationData(L.LightningDataModule):
     """Batches {x_hq, x_lq, label, severity, index, key, recipe} from shards of clean images or of pairs.
 
     x_hq, x_lq: float32 b 3 h w in [-1, 1], x_lq rounded to 8 bits. label: int64 b, position in `degradations`. severity:
-    float32 b, NaN where a pair does not tell. index: int64 b. key, recipe: lists.
+    float32 b, NaN where a pair does not tell. index: int64 b. key, recipe: lists. The loaders hand images over as uint8
+    b h w 3; they become floats on the device (`to_float`).
 
     degradations: name -> callable, drawn equally often; None for a name that only pairs have.
-    shards, val_shards, test_shards: files as in `x/train-{000000..000099}.tar`, one pattern or several.
+    shards, val_shards, test_shards: files or URLs as in `x/train-{000000..000099}.tar`, one pattern or several.
     root: the folder that the patterns in conf refer to; not read here.
-    crop: side of the training crops in pixels. flip: mirror half of them. batch_size: images in a batch over all ranks.
+    crop: side of the training crops in pixels. flip: mirror half of them. batch_size: images in a step over all ranks.
+    micro_batch: images that a device takes at once, at most; None for its whole part of the step.
     val_crop: side of the centred crop that is validated, or None for the whole image, one per batch.
     val_severities: a photograph is validated with each degradation at each of these, or with None once, at a severity
         drawn as in training. Nothing of it depends on `seed`, so that runs can be compared.
+    quotas: name -> samples in a round, or None: all samples equally often.
+    reader: "indexed" takes samples from any place; "stream" reads each shard from its begin to its end.
+    window: shards that are shuffled together, in an order of their own; None for all of them.
+    on_error: "stop", or "skip" samples that cannot be read; in training another takes the place.
+    cache: folder for copies of remote shards, and for indexes that cannot lie beside theirs; cache_gb: its bound.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation images than ranks
@@ -71,11 +101,27 @@ class RestorationData(L.LightningDataModule):
         val_crop: int | None,
         val_severities: Sequence[float] | None,
         seed: int,
+        micro_batch: int | None = None,
+        quotas: Mapping[str, int] | None = None,
+        reader: str = "indexed",
+        window: int | None = None,
+        on_error: str = "stop",
+        cache: str | None = None,
+        cache_gb: float = Cache.gigabytes,
     ) -> None:
         super().__init__()
-        for name, value in (("crop", crop), ("batch_size", batch_size), ("val_crop", val_crop or 1)):
+        for name, value in (
+            ("crop", crop),
+            ("batch_size", batch_size),
+            ("val_crop", val_crop or 1),
+            ("micro_batch", 1 if micro_batch is None else micro_batch),
+            ("window", 1 if window is None else window),
+        ):
             if value < 1:
                 raise ValueError(f"data.{name}={value}: give 1 or more")
+        for name, choice, choices in (("reader", reader, READERS), ("on_error", on_error, ON_ERROR)):
+            if choice not in choices:
+                raise ValueError(f"data.{name}={choice}: choose one of {', '.join(choices)}")
         if not degradations:
             raise ValueError(
                 "there is no degradation, but their names are the labels: choose degradation=five or others"
@@ -84,7 +130,11 @@ class RestorationData(L.LightningDataModule):
         self.shards, self.val_shards, self.test_shards, self.root = shards, val_shards, test_shards, root
         self.crop, self.flip, self.batch_size, self.num_workers = crop, flip, batch_size, num_workers
         self.val_crop, self.val_severities, self.seed = val_crop, val_severities, seed
-        self._index: dict[tuple[str, ...], list[Sample]] = {}
+        self.micro_batch, self.quotas, self.reader, self.window = micro_batch, quotas, reader, window
+        self.on_error, self.cache = on_error, Cache(Path(cache).expanduser() if cache else Cache.folder, cache_gb)
+        self.skipped: dict[str, int] = {}
+        """Samples that could not be read, and how often they were met."""
+        self._index: dict[tuple[str, ...], Samples] = {}
 
     @property
     def digest(self) -> str:
@@ -98,6 +148,16 @@ class RestorationData(L.LightningDataModule):
             if patterns := getattr(self, name):
                 self._samples(patterns, self.crop if name == "shards" else self.val_crop)
 
+    def teardown(self, stage: str) -> None:
+        if self.skipped:
+            log.warning(
+                "%d samples could not be read and were skipped, %d times in all, such as %s",
+                len(self.skipped),
+                sum(self.skipped.values()),
+                next(iter(self.skipped)),
+            )
+            self.skipped = {}
+
     def train_dataloader(self) -> Iterable[Batch]:
         # invoked anew at each iteration, so that an epoch of Lightning's also begins where the trainer is
         return webdataset.DataPipeline(self._from_here)
@@ -108,69 +168,122 @@ class RestorationData(L.LightningDataModule):
     def test_dataloader(self) -> Iterable[Batch]:
         return self.measured(self.test_shards, *self._place())
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return to_float(batch)
+
     def _from_here(self) -> Iterator[Batch]:
         trainer = self.trainer
-        first = trainer.global_step * trainer.accumulate_grad_batches if trainer else 0
-        return iter(self.stream(first, *self._place()))
+        step, accumulated = (trainer.global_step, trainer.accumulate_grad_batches) if trainer else (0, 1)
+        return iter(self.stream(step, *self._place(), accumulated))
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def stream(self, first_batch: int = 0, rank: int = 0, world_size: int = 1) -> webdataset.WebLoader:
-        """The endless training batches from a given one on, or of each the part that is this rank's."""
-        if self.batch_size % world_size:
+    def accumulation(self, world_size: int) -> int:
+        """How many batches of `micro_batch` images on each device make a step."""
+        share, micro = self.batch_size // world_size, self.micro_batch
+        if micro is None or micro >= share:
+            return 1
+        if share % micro:
+            fitting = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
             raise ValueError(
-                f"data.batch_size={self.batch_size} is the batch over all ranks, which are {world_size}: "
-                f"take a multiple, such as {ceil(self.batch_size / world_size) * world_size}"
+                f"data.micro_batch={micro}: of data.batch_size={self.batch_size} each of {world_size} devices has {share}, "
+                f"which is no multiple of it: take one of {fitting}"
+            )
+        return share // micro
+
+    def stream(self, step: int = 0, rank: int = 0, world_size: int = 1, accumulated: int = 1) -> webdataset.WebLoader:
+        """The endless training batches from a given step on, or of each the part that is this rank's.
+
+        accumulated: how many batches a step takes.
+        """
+        plan = self.plan(step, rank, world_size, accumulated)
+        cut = partial(random_cut, side=self.crop, flip=self.flip)
+        return self._loader(plan, plan.cases.samples, cut, plan.share.size, plan.cases.instead)
+
+    def plan(self, step: int, rank: int, world_size: int, accumulated: int) -> Dealt | DealtForward:
+        """Which samples `stream` takes, in which order."""
+        at_once = world_size * accumulated
+        if self.batch_size % at_once:
+            parts = f", in {accumulated} parts each" if accumulated > 1 else ""
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is the batch over all ranks, which are {world_size}{parts}: "
+                f"take a multiple, such as {ceil(self.batch_size / at_once) * at_once}"
             )
         samples = self._samples(self.shards, self.crop)
-        cases = TrainingCases(samples, [labelled for _, labelled in self._callables(samples)], self.seed)
-        source = Dealt(cases, self.batch_size, first_batch, rank, world_size)
-        crop = partial(random_crop, size=self.crop, flip=self.flip)
-        return self._loader(samples, source, crop, self.batch_size // world_size)
+        cases = TrainingCases(samples, self.degradations, self.seed, self.quotas, self.window)
+        share = Share(self.batch_size // at_once, step * accumulated, rank, world_size)
+        if self.reader == "indexed":
+            self._check_cache(samples)
+            return Dealt(cases, share)
+        lanes, num_shards = world_size * max(1, self.num_workers), len(samples.counts)
+        if num_shards < lanes:
+            raise ValueError(
+                f"data.reader=stream gives each worker shards of its own, but there are {num_shards} shards for {world_size} "
+                f"ranks with {max(1, self.num_workers)} workers: take fewer workers, or data.reader=indexed"
+            )
+        if self.quotas and any(kind.pair for kind in samples.kinds):
+            raise ValueError(
+                f"data.quotas={self.quotas}: data.reader=stream takes pairs as they come: "
+                "take data.reader=indexed, or data.quotas=null"
+            )
+        return DealtForward(cases, share)
 
     def measured(self, patterns: Patterns | None, rank: int = 0, world_size: int = 1) -> webdataset.WebLoader:
         """Each photograph with each degradation at each severity, once and always the same; pairs as they are."""
         samples = self._samples(patterns, self.val_crop)
-        every = validation_cases(samples, self._callables(samples), self.val_severities)
-        cases = (
-            every[rank::world_size] or every[:1]
-        )  # a rank without work would not join the others' gathering; counted once
+        cases = ValidationCases(samples, self.degradations, self.val_severities)
         size = max(1, self.batch_size // world_size) if self.val_crop else 1
-        crop = partial(centre_crop, size=self.val_crop) if self.val_crop else None
-        return self._loader(samples, Listed(cases, size), crop, size).with_length(ceil(len(cases) / size), silent=True)
+        plan = (Listed if self.reader == "indexed" else ListedForward)(cases, size, rank, world_size)
+        cut = partial(centre_cut, side=self.val_crop) if self.val_crop else None
+        loader = self._loader(plan, samples, cut, size, left_out)
+        return loader.with_length(plan.num_batches(max(1, self.num_workers)), silent=True)
 
     def _loader(
-        self, samples: Sequence[Sample], source: Dealt | Listed, crop: partial | None, batch_size: int
+        self,
+        plan: Plan,
+        samples: Samples,
+        choose: Callable[[int, int, Generator], Cut] | None,
+        size: int,
+        instead: Callable[[Case, int], Case | None],
     ) -> webdataset.WebLoader:
-        fetch = Kept() if _decoded_bytes(samples) <= KEPT_BYTES else images
-        steps = [partial(decoded, images=fetch, names=list(self.degradations)), crop, degraded]
+        fetch: Callable[[Case, Cut | None], Images] = partial(images, cache=self.cache)
+        if samples.decoded_bytes <= KEPT_BYTES:
+            fetch = Kept(fetch)
         pipeline = webdataset.DataPipeline(
-            source,
-            *(webdataset.map(step) for step in steps if step),
-            partial(batched, size=batch_size, collate=collated),
+            Source(plan),
+            partial(read_forward, cache=self.cache) if self.reader == "stream" else None,
+            partial(decoded, images=fetch, choose=choose, instead=instead if self.on_error == "skip" else None),
+            degraded,
+            partial(batched, size=size, room=Room()),
             errors_as_values,
         )
         return webdataset.WebLoader(
             pipeline,
             batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=self.num_workers,
             worker_init_fn=_begin_worker,
             pin_memory=torch.cuda.is_available(),
-        ).compose(values_as_errors)
+        ).compose(partial(received, report=self._report))
 
-    def _samples(self, patterns: Patterns | None, crop: int | None) -> list[Sample]:
-        """The samples of these shards, looked up once; refuses those whose manifest says that no crop fits into them."""
+    def _report(self, skipped: Skipped) -> None:
+        self.skipped[skipped.sample] = self.skipped.get(skipped.sample, 0) + 1
+        if self.skipped[skipped.sample] == 1 and len(self.skipped) <= SHOWN_SKIPPED:
+            log.warning("%s; skipped", skipped.reason)
+
+    def _samples(self, patterns: Patterns | None, crop: int | None) -> Samples:
+        """The samples of these shards, looked up once; refuses those of which an image is known to be too small."""
         paths = tuple(shards.expand(patterns))
         if not paths:
             raise ValueError("no shards are named: give data.shards, data.val_shards or data.test_shards a pattern")
         if paths not in self._index:
-            self._index[paths] = shards.index(paths)
+            self._index[paths] = shards.index(paths, self.cache, self.on_error)
         samples = self._index[paths]
         if not samples:
             raise ValueError(f"{paths[0]} and {len(paths) - 1} more shards hold no sample: pack a folder with images")
-        small = [(sample, sample.size) for sample in samples if crop and sample.size and min(sample.size) < crop]
-        if small:
+        if crop and samples.smallest and samples.smallest < crop:
+            small = [(sample, sample.size) for sample in samples if sample.size and min(sample.size) < crop]
             first, (height, width) = small[0]
             raise ValueError(
                 f"{len(small)} of {len(samples)} images are smaller than the crop of {crop} pixels, such as {first} "
@@ -178,25 +291,36 @@ class RestorationData(L.LightningDataModule):
             )
         return samples
 
-    def _callables(self, samples: Sequence[Sample]) -> list[tuple[str, Labelled]]:
-        """The degradations that can be made, with their labels."""
-        named = [(name, (label, d)) for label, (name, d) in enumerate(self.degradations.items()) if d]
-        clean = next((sample for sample in samples if sample.lq is None), None)
-        if clean and not named:
+    def _check_cache(self, samples: Samples) -> None:
+        """Refuses a shuffle over more remote shards than the cache can hold, which would fetch a shard for every sample."""
+        sizes = [size for path, size in samples.shard_bytes.items() if is_url(path)]
+        room = int(self.cache.gigabytes * 1e9 // max(sizes, default=1))
+        at_once = len(sizes)
+        if self.window:  # one window ends while the next begins, for each order
+            at_once = min(at_once, 2 * self.window * len(self.quotas or [None]))
+        if room < at_once:
             raise ValueError(
-                f"{clean} is not a pair, and no degradation can be made: choose degradation=five or others"
+                f"data.cache_gb={self.cache.gigabytes:g} holds {room} of {len(sizes)} remote shards, but "
+                f"data.window={self.window} reads from {at_once} at a time: "
+                "take a smaller window, a larger cache, or data.reader=stream"
             )
-        return named
 
 
-def _decoded_bytes(samples: Sequence[Sample]) -> float:
-    """The memory that all samples take when decoded; infinite if their sizes are unknown."""
-    return sum(
-        3 * sample.size[0] * sample.size[1] * (2 if sample.lq else 1) if sample.size else inf for sample in samples
-    )
+def _as_it_is(batch: Any) -> Any:
+    """Torch's own would look at every number of every recipe for something to make a tensor of."""
+    return batch
 
 
 def _begin_worker(worker: int) -> None:
     """One thread per worker (OpenCV's do not survive a fork), and Ctrl-C is the main process's to answer."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what images leave free: given back to the system, it returns page by page, a third of decoding's time."""
+    with suppress(AttributeError):  # other systems do as they do
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the largest it takes
+        mallopt(M_TRIM_THRESHOLD, 512 * 2**20)

@@ -43,4 +43,4 @@ def _query(verb: str, words: list[str], at_new_word: bool, shell: str) -> None:
         return  # a path: the shell completes it by itself
     bare = [word for word in flags.overrides if is_bare(word)]
     os.environ["COMP_LINE"] = " ".join(["bdg", *(word for word in words if word not in bare), partial])
-    open_hydra(flags.config_dir).shell_completion(flags.config_name or verb, [f"query={shell}"])
+    open_hydra(flags.config_dir).shell_completion(flags.config_name or VERBS[verb].file, [f"query={shell}"])

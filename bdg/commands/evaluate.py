@@ -23,6 +23,7 @@ from bdg.panel import panel, to_uint8
 from bdg.types import Image
 from datamodules.images import Picture, check_format, read_image, write_image
 from datamodules.layouts import Item, find
+from datamodules.pipeline import to_float
 from datamodules.restoration import RestorationData
 from jobs.run import write_text
 
@@ -113,8 +114,8 @@ def evaluate(
     """Restores every batch and measures it. `about`: what the report should say of weights, data and settings."""
     metrics = RestorationMetrics(degradations, protocol)
     facts: list[dict[str, Any]] = []
-    for batch in batches:
-        restored = restore(batch["x_lq"], batch.get("name", batch["key"]))
+    for batch in map(to_float, batches):
+        restored = restore(batch["x_lq"], batch["name"] if "name" in batch else batch["key"])
         index = torch.arange(len(facts), len(facts) + len(restored))
         metrics.update(restored, batch["x_hq"], batch["x_lq"], batch["label"], index)
         facts += [

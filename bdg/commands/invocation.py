@@ -28,7 +28,7 @@ def invoke(verb: Verb, argv: Sequence[str]) -> int:
     """Run `bdg <verb> <argv>` and return the exit status."""
     flags = parse(verb, argv)
     overrides = name_words(verb, flags.overrides)
-    config_name = flags.config_name or verb.name
+    config_name = flags.config_name or verb.file
     hydra = open_hydra(flags.config_dir)
     if flags.help:
         print(help_text(verb, hydra, config_name, overrides))
@@ -66,22 +66,25 @@ def parse(verb: Verb, argv: Sequence[str]) -> argparse.Namespace:
 def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
     """The arguments as overrides: bare words fill, in order, those of the verb's keys that no `key=value` sets.
 
-    A word is bare if it has no '=' or begins as a path does (`./ ../ / ~/`); `~key` is Hydra's deletion.
+    A verb with `many` takes all that are left for its last key, as a list. A word is bare if it has no '=' or begins as a
+    path does (`./ ../ / ~/`); `~key` is Hydra's deletion.
     """
     named = Counter(argument.lstrip("+").partition("=")[0] for argument in arguments if not is_bare(argument))
     for name, times in named.items():
         if times > 1:  # the last would count, silently; a shell makes this of key=x-{0..9}.tar
             raise ValueError(f"{name} is given {times} times: give it once, and put quotes around braces, '{name}=...'")
-    free = iter([key for key in verb.words if key not in named])
-    overrides = []
+    free = [key for key in verb.words if key not in named]
+    overrides, rest = [], []
     for argument in arguments:
         if not is_bare(argument):
             overrides.append(SHARD_RANGE.sub(lambda found: f"{found[1]}={quote(found[2])}", argument))
-        elif key := next(free, None):
-            overrides.append(f"{key}={quote(argument)}")
+        elif verb.many and free == [verb.words[-1]]:
+            rest.append(quote(argument))
+        elif free:
+            overrides.append(f"{free.pop(0)}={quote(argument)}")
         else:
             raise ValueError(f"'{argument}' is one word too many: type {verb.usage}")
-    return overrides
+    return [*overrides, f"{verb.words[-1]}=[{','.join(rest)}]"] if rest else overrides
 
 
 def is_bare(argument: str) -> bool:
@@ -116,7 +119,7 @@ def run(verb: Verb, request: Request) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("bdg").setLevel(logging.INFO)
     config = request.compose()
-    importlib.import_module(f"bdg.commands.{verb.name}").run(config, request)
+    importlib.import_module(f"bdg.commands.{verb.file}").run(config, request)
 
 
 def run_all(verb: Verb, requests: Sequence[Request]) -> int:

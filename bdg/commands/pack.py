@@ -1,6 +1,8 @@
 """`bdg pack`: a folder of images becomes WebDataset shards."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,54 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from bdg.commands.request import Request
-from datamodules.pack import pack
+from datamodules.layouts import Found, look
+from datamodules.pack import leaks, pack
 
 IN_PACKAGE = "pkg://"
+SHOWN = 5
+"""How many images that were left out are named."""
 
 
 def run(config: DictConfig, request: Request) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    found = look(
+        folder(config.source),
+        layout=config.layout,
+        label=config.label,
+        lists=config.lists,
+        gopro=config.gopro,
+        scale=None if config.scale is None else f"{config.scale}",
+    )
+    sets = found.sets()
+    console.print(f"{found.source}: layout {found.layout}")
+    console.print(_table(sets, ["set", "part", "degradation", "pairs", "clean"]))
+    if config.dry_run or config.on_unpaired == "skip":  # otherwise they are the error
+        for gap in found.gaps:
+            console.print(f"without a partner: {gap.text}")
+    if found.unused:
+        folders = ", ".join(f"{count} in {name}/" for name, count in found.unused.items())
+        console.print(f"not used: images that this layout does not speak of, {folders}")
+    report: dict[str, Any] = {
+        "layout": found.layout,
+        "sets": sets,
+        "unpaired": found.num_unpaired,
+        "unused": found.unused,
+    }
+    if not config.dry_run:
+        manifest = _pack(config, found)
+        rows = parts(manifest)
+        console.print(
+            _table([{**row, "MB": f"{row['bytes'] / 1e6:.1f}"} for row in rows], ["part", "shards", "images", "MB"])
+        )
+        for text in _warnings(manifest):
+            console.print(text)
+        console.print(f"{config.output}: digest {manifest['digest'][:12]}")
+        report |= {"digest": manifest["digest"], "skipped": manifest["skipped"], "parts": rows}
+    if config.json:
+        Path(config.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _pack(config: DictConfig, found: Found) -> dict[str, Any]:
     shares = OmegaConf.to_container(config.parts)
     assert isinstance(shares, dict)
     with Progress(console=Console(stderr=True), transient=True) as bars:
@@ -27,24 +71,20 @@ def run(config: DictConfig, request: Request) -> None:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
 
-        manifest = pack(
-            folder(config.source),
+        return pack(
+            found,
             Path(config.output),
             parts={str(part): share for part, share in shares.items() if share is not None},
             shard_size=config.shard_size,
             max_size=config.max_size,
-            label=config.label,
             seed=config.seed,
+            encoding=config.encoding,
+            quality=config.quality,
+            workers=config.workers,
+            on_unpaired=config.on_unpaired,
+            on_error=config.on_error,
             progress=progress,
         )
-    rows = parts(manifest)
-    table = Table("part", "shards", "images", "MB")
-    for row in rows:
-        table.add_row(row["part"], str(row["shards"]), str(row["images"]), f"{row['bytes'] / 1e6:.1f}")
-    Console().print(table)
-    print(f"{config.output}: digest {manifest['digest'][:12]}")
-    if config.json:
-        Path(config.json).write_text(json.dumps({"digest": manifest["digest"], "parts": rows}, indent=1) + "\n")
 
 
 def folder(source: str) -> Path:
@@ -70,3 +110,27 @@ def parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         row["images"] += entry["count"]
         row["bytes"] += entry["bytes"]
     return list(rows.values())
+
+
+def _warnings(manifest: dict[str, Any]) -> list[str]:
+    """What one should know of the shards before training on them."""
+    samples = [sample for entry in manifest["shards"].values() for sample in entry["samples"]]
+    skipped = [line for entry in manifest["shards"].values() for line in entry.get("skipped", ())]
+    texts = [f"skipped: {line['key']}: {line['error']}" for line in skipped[:SHOWN]]
+    if len(skipped) > SHOWN:
+        texts.append(f"skipped: {len(skipped) - SHOWN} more, see the manifest")
+    scales = Counter(sample["scale"] for sample in samples if "scale" in sample)
+    texts += [
+        f"super-resolution: {count} pairs whose degraded image is {scale} times smaller"
+        for scale, count in sorted(scales.items())
+    ]
+    if count := leaks(manifest):
+        texts.append(f"leak: {count} clean images are in several parts, by the data set's own split")
+    return texts
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else f"{row[column]}" for column in columns))
+    return table

@@ -20,6 +20,7 @@ from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
 from bdg.stages import Stage
 from bdg.weights import save_weights
+from datamodules.restoration import RestorationData
 from datamodules.shards import digest
 from jobs.run import Run, definition, identity, manifest, write_text
 
@@ -124,7 +125,7 @@ def train(plan: Plan) -> dict[str, float]:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data = build(config.data)
     stage = build_stage(config)
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, data)
     if resume:
         _check_unfinished(resume, trainer.max_steps)
     if trainer.is_global_zero:
@@ -185,10 +186,19 @@ def build_stage(config: DictConfig) -> Stage:
     )
 
 
-def build_trainer(config: DictConfig) -> L.Trainer:
+def build_trainer(config: DictConfig, data: RestorationData) -> L.Trainer:
+    if config.trainer.get("accumulate_grad_batches"):
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={config.trainer.accumulate_grad_batches} follows from data.batch_size, the "
+            "images of a step, and data.micro_batch, those that a device takes at once: give these"
+        )
     callbacks = [build(node) for node in config.callbacks.values() if node]
     loggers = [build(node) for node in config.logger.values() if node]
-    return build(config.trainer, callbacks=callbacks, logger=loggers or False)
+    trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False)
+    trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
+    if isinstance(trainer.val_check_interval, int):
+        trainer.val_check_interval *= trainer.accumulate_grad_batches  # steps in conf, batches for Lightning
+    return trainer
 
 
 def _open(plan: Plan) -> None:

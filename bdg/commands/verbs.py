@@ -5,20 +5,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. Its config is `conf/<name>.yaml`; its work is `bdg.commands.<name>.run(config, request)`.
+    """One verb. Its config is `conf/<file>.yaml`; its work is `bdg.commands.<file>.run(config, request)`.
 
     `words` are the config keys that bare words on the command line fill, in order: with `("input", "output")`,
-    `bdg restore a.jpg b.png` is `bdg restore input=a.jpg output=b.png`.
+    `bdg restore a.jpg b.png` is `bdg restore input=a.jpg output=b.png`. With `many`, the last of them takes all words that
+    are left, as a list.
     """
 
     name: str
     summary: str
     examples: tuple[str, str, str]
     words: tuple[str, ...] = ()
+    many: bool = False
+
+    @property
+    def file(self) -> str:
+        """The name, as a module may be called."""
+        return self.name.replace("-", "_")
 
     @property
     def usage(self) -> str:
-        return " ".join(["bdg", self.name, *map(str.upper, self.words), "[key=value ...]"])
+        words = " ".join(map(str.upper, self.words)) + ("..." if self.many else "")
+        return " ".join(filter(None, ["bdg", self.name, words, "[key=value ...]"]))
 
 
 VERBS = {
@@ -48,8 +56,38 @@ VERBS = {
             words=("source", "output"),
             examples=(
                 "bdg pack photos shards",
-                "bdg pack photos shards 'parts={val:0.1,test:0.1}' max_size=512",
+                "bdg pack LOLdataset shards 'parts={val:0.03}' workers=8",
                 "bdg pack pkg://datamodules/photographs runs/photographs parts=photographs",
+            ),
+        ),
+        Verb(
+            name="doctor",
+            summary="look for faults in data sets, and for pictures that they share",
+            words=("source",),
+            many=True,
+            examples=(
+                "bdg doctor photos",
+                "bdg doctor train/rain test/rain strict=true json=report.json",
+                "bdg doctor test/rain against=shards",
+            ),
+        ),
+        Verb(
+            name="degrade",
+            summary="degrade an image or a folder on purpose, repeat a recorded degradation, or preview all of them",
+            words=("input", "output"),
+            examples=(
+                "bdg degrade photo.jpg rainy.png degradation=rain severity=4 json=recipe.json",
+                "bdg degrade photos testset degradation=cdd11 seed=1",
+                "bdg degrade preview grid.png degradation=[snow,jpeg]",
+            ),
+        ),
+        Verb(
+            name="verify-order",
+            summary="show that ranks and workers see the same samples in the same order",
+            examples=(
+                "bdg verify-order data.root=shards ranks=8 workers=4",
+                "bdg verify-order data.root=shards data.batch_size=64 data.micro_batch=4 ranks=2 start=1000",
+                "bdg verify-order data=shards 'data.shards=x/train-{000000..000099}.tar' data.reader=stream ranks=2",
             ),
         ),
         Verb(

@@ -1,5 +1,7 @@
 """Images, shards and data modules that the tests of this room share."""
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,21 @@ def paired(tmp_path: Path, write: Callable[..., Path]) -> Path:
         write(tmp_path / "haze" / "lq" / f"{i}.png", 10 + i)
     pack(tmp_path / "haze", tmp_path / "pairs", {"train": "rest"})
     return tmp_path / "pairs"
+
+
+@pytest.fixture(scope="session")
+def tar() -> Callable[..., Path]:
+    """Writes a tar file of these members, name -> bytes or pairs of them."""
+
+    def write_tar(path: Path, members: Any) -> Path:
+        with tarfile.open(path, "w") as file:
+            for name, content in members.items() if isinstance(members, dict) else members:
+                header = tarfile.TarInfo(name)
+                header.size = len(content)
+                file.addfile(header, io.BytesIO(content))
+        return path
+
+    return write_tar
 
 
 @pytest.fixture

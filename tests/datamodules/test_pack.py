@@ -1,5 +1,8 @@
+import errno
 import hashlib
+import io
 import json
+import os
 import tarfile
 from collections import Counter
 from itertools import chain
@@ -7,17 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from datamodules import pack as pack_module
 from datamodules.images import decode
-from datamodules.pack import pack
+from datamodules.layouts import look
+from datamodules.pack import leaks, pack
+from datamodules.processes import processes
 from datamodules.shards import MANIFEST
 
 ALL = {"train": "rest"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a packing; an index says when its shard was written, and is no part of the data."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".index"}
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -140,6 +147,38 @@ def test_interrupted_packing_goes_on_without_writing_whole_shards_again(clean, t
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_line_that_was_cut_off_in_the_journal_costs_one_shard(clean, tmp_path, monkeypatch):
+    pack(clean, tmp_path / "whole", ALL, shard_size=3)
+    monkeypatch.setattr(pack_module, "_write_manifest", stops_when_complete(pack_module._write_manifest))
+    with pytest.raises(KeyboardInterrupt):
+        pack(clean, tmp_path / "out", ALL, shard_size=3)
+    monkeypatch.undo()
+    journal = tmp_path / "out" / pack_module.JOURNAL
+    journal.write_text(journal.read_text()[:-20])
+    written = []
+    monkeypatch.setattr(pack_module, "_write_shard", seen(pack_module._write_shard, written))
+    pack(clean, tmp_path / "out", ALL, shard_size=3)
+    assert [path.name for path in written] == ["train-000002.tar"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def stops_when_complete(write_manifest):
+    def write(*args, complete):
+        if complete:
+            raise KeyboardInterrupt
+        return write_manifest(*args, complete=complete)
+
+    return write
+
+
+def seen(function, arguments):
+    def call(first, *rest):
+        arguments.append(first)
+        return function(first, *rest)
+
+    return call
+
+
 def test_damaged_shard_is_written_again(clean, packed):
     before = contents(packed)
     (packed / "train-000001.tar").write_bytes(b"")
@@ -192,3 +231,228 @@ def test_gray_16_bit_and_tiny_images_are_packed_as_they_are(tmp_path, write):
     manifest = pack(tmp_path / "in", tmp_path / "out", ALL)
     samples = {s["key"]: (s["height"], s["width"]) for s in manifest["shards"]["train-000000.tar"]["samples"]}
     assert samples == {"gray": (40, 40), "deep": (40, 40), "narrow": (40, 3)}
+
+
+# --- parts of the data set's own ---
+
+
+@pytest.fixture
+def official(tmp_path, write):
+    """Eight pairs to train on and two to test on, of which one has the clean image of a training pair."""
+    for folder, numbers in (("our485", range(8)), ("eval15", (7, 20))):
+        for i in numbers:
+            write(tmp_path / "LOL" / folder / "high" / f"{i}.png", i)
+            write(tmp_path / "LOL" / folder / "low" / f"{i}.png", 100 + i)
+    return tmp_path / "LOL"
+
+
+def test_the_data_sets_own_split_becomes_the_parts(official, tmp_path):
+    parts = keys(pack(official, tmp_path / "out", ALL))
+    assert sorted(parts["test"]) == ["eval15_20", "eval15_7"]
+    assert sorted(parts["train"]) == [f"our485_{i}" for i in range(8)]
+
+
+def test_shares_divide_what_the_data_set_does_not_keep_apart(official, tmp_path):
+    parts = keys(pack(official, tmp_path / "out", {"train": "rest", "val": 0.25}))
+    assert {part: len(members) for part, members in parts.items()} == {"train": 6, "val": 2, "test": 2}
+    assert all(key.startswith("eval15") == (part == "test") for part, members in parts.items() for key in members)
+
+
+def test_a_part_that_is_asked_for_is_dealt_anew(official, tmp_path):
+    parts = keys(pack(official, tmp_path / "out", {"train": "rest", "test": ["eval15_20"]}))
+    assert parts["test"] == ["eval15_20"]
+    assert len(parts["train"]) == 9
+
+
+def test_a_data_set_of_test_pairs_only_needs_no_training_part(official, tmp_path):
+    official.joinpath("our485").rename(tmp_path / "elsewhere")
+    assert keys(pack(official, tmp_path / "out", ALL)).keys() == {"test"}
+
+
+def test_clean_images_in_several_parts_are_counted(official, clean, tmp_path):
+    assert leaks(pack(official, tmp_path / "out", ALL)) == 1
+    assert leaks(pack(clean, tmp_path / "none", {"train": 0.5, "test": 0.5})) == 0
+
+
+# --- processes ---
+
+
+@pytest.fixture
+def mixed(tmp_path, write):
+    """Images of several formats, of which one is cut off."""
+    for i in range(6):
+        write(tmp_path / "mixed" / f"{i}{('.png', '.jpg', '.bmp')[i % 3]}", i)
+    broken = tmp_path / "mixed" / "broken.png"
+    broken.write_bytes((tmp_path / "mixed" / "0.png").read_bytes()[:-100])
+    return tmp_path / "mixed"
+
+
+def test_any_number_of_processes_gives_the_same_bytes_and_the_same_error(mixed, tmp_path):
+    settings = {"shard_size": 4, "encoding": "webp", "max_size": 44}
+    for workers in (1, 2):
+        with pytest.raises(ValueError, match=r"broken\.png: the image is cut off"):
+            pack(mixed, tmp_path / f"{workers}", ALL, workers=workers, **settings)
+        pack(mixed, tmp_path / f"{workers}", ALL, workers=workers, on_error="skip", **settings)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_process_that_is_killed_is_one_clear_error():
+    with pytest.raises(OSError, match="workers=2: one of them was killed"), processes(2) as run:
+        list(run(os._exit, [1, 1, 1]))
+
+
+# --- encodings ---
+
+
+@pytest.mark.parametrize(("encoding", "suffix"), [("png", "png"), ("webp", "webp")])
+def test_lossless_encodings_keep_every_pixel(write, tmp_path, encoding, suffix):
+    image = write(tmp_path / "in" / "a.bmp", 1)
+    pack(tmp_path / "in", tmp_path / "out", ALL, encoding=encoding)
+    (data, _) = members(tmp_path / "out" / "train-000000.tar").values()
+    assert Image.open(io.BytesIO(data)).format == suffix.upper()
+    assert np.array_equal(decode(data), decode(image.read_bytes()))
+
+
+def test_an_image_that_is_encoded_so_already_is_left_alone(clean, tmp_path):
+    pack(clean, tmp_path / "out", ALL, encoding="png")
+    assert members(tmp_path / "out" / "train-000000.tar")["photo0.hq.png"] == (clean / "photo0.png").read_bytes()
+
+
+def test_jpeg_has_the_quality_that_was_asked_for_also_where_the_source_is_jpeg(write, tmp_path):
+    write(tmp_path / "in" / "a.png", 1)
+    write(tmp_path / "in" / "b.jpg", 2)
+    pack(tmp_path / "in", tmp_path / "out", ALL, encoding="jpeg", quality=80)
+    Image.new("RGB", (8, 8)).save(tmp_path / "80.jpg", quality=80)
+    tables = Image.open(io.BytesIO((tmp_path / "80.jpg").read_bytes())).quantization
+    stored = {name: data for name, data in members(tmp_path / "out" / "train-000000.tar").items() if "hq" in name}
+    assert stored.keys() == {"a.hq.jpg", "b.hq.jpg"}
+    assert all(Image.open(io.BytesIO(data)).quantization == tables for data in stored.values())
+
+
+def test_an_encoding_that_would_lose_bits_is_refused(tmp_path, write):
+    write(tmp_path / "in" / "deep.png", 1, (40, 40, 3), np.uint16)
+    with pytest.raises(
+        ValueError, match=r"cannot hold 16 bits.*or leave the images as they are with encoding=original"
+    ):
+        pack(tmp_path / "in", tmp_path / "out", ALL, encoding="jpeg")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"encoding": "gif"}, {"quality": 0}, {"workers": 0}, {"on_error": "ignore"}, {"on_unpaired": "ignore"}]
+)
+def test_choices_that_do_not_exist_are_refused(clean, tmp_path, setting):
+    ((option, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{option}={value}"):
+        pack(clean, tmp_path / "out", ALL, **setting)
+
+
+def test_another_encoding_is_another_packing(clean, tmp_path):
+    pack(clean, tmp_path / "out", ALL, encoding="jpeg", quality=90)
+    with pytest.raises(FileExistsError, match="other images or settings"):
+        pack(clean, tmp_path / "out", ALL, encoding="jpeg", quality=80)
+
+
+# --- super-resolution ---
+
+
+@pytest.fixture
+def smaller(tmp_path, write):
+    """One pair whose degraded image is four times smaller."""
+    write(tmp_path / "realsr" / "gt" / "1.png", 0, (40, 48, 3))
+    write(tmp_path / "realsr" / "lq" / "1.png", 0, (10, 12, 3))
+    return tmp_path / "realsr"
+
+
+def test_the_scale_of_a_pair_is_recorded(smaller, tmp_path):
+    manifest = pack(smaller, tmp_path / "out", ALL)
+    (line,) = manifest["shards"]["train-000000.tar"]["samples"]
+    said = json.loads(members(tmp_path / "out" / "train-000000.tar")["1.json"])
+    assert line["scale"] == said["scale"] == 4
+    assert (line["height"], line["width"]) == (40, 48)
+    assert (said["degradation"], said["set"]) == ("real_sr", "realsr")
+
+
+def test_max_size_that_would_tear_a_pair_apart_is_refused(smaller, tmp_path):
+    with pytest.raises(ValueError, match=r"1\.png is 4 times smaller than .*leave max_size out"):
+        pack(smaller, tmp_path / "out", ALL, max_size=20)
+
+
+# --- bad input ---
+
+
+def test_images_without_a_partner_stop_or_are_left_out_and_counted(tmp_path, write):
+    for name in ("lq/1.png", "gt/1.png", "lq/2.png"):
+        write(tmp_path / "rain" / name, 0)
+    with pytest.raises(ValueError, match=r"1 of 2 images .*: 2: add the partners, .*on_unpaired=skip"):
+        pack(tmp_path / "rain", tmp_path / "out", ALL)
+    assert not (tmp_path / "out").exists()
+    manifest = pack(tmp_path / "rain", tmp_path / "out", ALL, on_unpaired="skip")
+    assert (manifest["count"], manifest["unpaired"]) == (1, 1)
+
+
+def test_pairs_of_which_none_is_whole_are_no_packing(tmp_path, write):
+    write(tmp_path / "rain" / "lq" / "1.png", 0)
+    with pytest.raises(ValueError, match="none of its 1 images has a partner"):
+        pack(tmp_path / "rain", tmp_path / "out", ALL, on_unpaired="skip")
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(mixed, tmp_path):
+    manifest = pack(mixed, tmp_path / "out", ALL, on_error="skip")
+    (entry,) = manifest["shards"].values()
+    assert (manifest["count"], manifest["skipped"]) == (6, 1)
+    assert entry["skipped"] == [{"key": "broken", "error": entry["skipped"][0]["error"]}]
+    assert entry["skipped"][0]["error"].startswith("broken.png: the image is cut off")
+    assert not any("broken" in name for name in members(tmp_path / "out" / "train-000000.tar"))
+
+
+def test_pairs_of_two_sizes_are_left_out_as_well(tmp_path, write):
+    for i, size in enumerate(((40, 40, 3), (20, 40, 3))):
+        write(tmp_path / "rain" / "gt" / f"{i}.png", i, (40, 40, 3))
+        write(tmp_path / "rain" / "lq" / f"{i}.png", i, size)
+    assert pack(tmp_path / "rain", tmp_path / "out", ALL, on_error="skip")["skipped"] == 1
+
+
+@pytest.mark.parametrize("change", ["another", "gone"])
+def test_a_file_that_changes_while_it_is_packed_is_an_error(clean, write, tmp_path, change):
+    def progress(what, done, total):
+        if what == "reading" and done == total and change == "another":
+            write(clean / "photo3.png", 99)
+        elif what == "reading" and done == total:
+            (clean / "photo3.png").unlink()
+
+    with pytest.raises(OSError, match=r"photo3\.png was changed or removed while its folder was packed"):
+        pack(clean, tmp_path / "out", ALL, on_error="skip", progress=progress)
+
+
+@pytest.mark.parametrize("where", ["_add", "_write_manifest"])
+def test_a_full_disk_leaves_nothing_half_written_and_packing_goes_on_later(clean, tmp_path, monkeypatch, where):
+    pack(clean, tmp_path / "whole", ALL, shard_size=3)
+    function, calls = getattr(pack_module, where), []
+
+    def full(*args, **more):
+        calls.append(args)
+        if len(calls) == (8 if where == "_add" else 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args, **more)
+
+    monkeypatch.setattr(pack_module, where, full)
+    with pytest.raises(OSError, match=r"output=.*out: the disk is full .*make room and run the same again"):
+        pack(clean, tmp_path / "out", ALL, shard_size=3)
+    monkeypatch.undo()
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert all(
+        data == contents(tmp_path / "whole")[n] for n, data in contents(tmp_path / "out").items() if n.endswith("tar")
+    )
+    written = []
+    monkeypatch.setattr(pack_module, "_write_shard", seen(pack_module._write_shard, written))
+    pack(clean, tmp_path / "out", ALL, shard_size=3)
+    assert len(written) == (2 if where == "_add" else 0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_was_looked_at_is_packed_as_it_was_found(tmp_path, write):
+    for name in ("lq/1.png", "gt/1.png"):
+        write(tmp_path / "in" / name, 0)
+    manifest = pack(look(tmp_path / "in", label="fog"), tmp_path / "out", ALL)
+    assert manifest["shards"]["train-000000.tar"]["samples"][0]["degradation"] == "fog"
+    assert manifest["layout"] == "pairs"

@@ -8,7 +8,6 @@ import pytest
 from bdg.cli import main
 from bdg.commands.compose import build, compose
 from datamodules.degradations.base import Degradation
-from datamodules.restoration import RestorationData
 from datamodules.shards import index
 
 FIVE = ["rain", "haze", "blur", "noise", "low_light"]
@@ -72,23 +71,97 @@ def test_photographs_of_the_package_are_packed_by_their_split(tmp_path):
     assert counts == [16, 3, 5]
 
 
+@pytest.fixture
+def lol(tmp_path: Path) -> Path:
+    """LOL with three training pairs, one of which has lost its clean image, and a test pair; beside them a thumbnail."""
+    for i, name in enumerate(("our485/2", "our485/5", "our485/7", "eval15/1")):
+        for side in ("low", "high"):
+            path = tmp_path / "LOLdataset" / name.replace("/", f"/{side}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
+            assert cv2.imwrite(f"{path}.png", image)
+    (tmp_path / "LOLdataset" / "our485" / "high" / "7.png").rename(tmp_path / "LOLdataset" / "thumbnail.png")
+    return tmp_path / "LOLdataset"
+
+
+def test_dry_run_says_what_there_is_and_writes_nothing(lol, tmp_path, capsys):
+    assert main(["pack", f"{lol}", "dry_run=true", f"json={tmp_path}/found.json"]) == 0
+    said = capsys.readouterr().out
+    assert "layout lol" in said
+    assert "1 of 3 images in" in said
+    assert "have no partner of the same name" in said
+    assert "not used: images that this layout does not speak of, 1 in LOLdataset/" in said
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "layout": "lol",
+        "sets": [
+            {"set": "LOL", "part": "test", "degradation": "low_light", "pairs": 1, "clean": 0},
+            {"set": "LOL", "part": "train", "degradation": "low_light", "pairs": 2, "clean": 0},
+        ],
+        "unpaired": 1,
+        "unused": {"LOLdataset": 1},
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"LOLdataset", "found.json"}
+
+
+def test_images_without_a_partner_stop_unless_told_otherwise(lol, tmp_path, capsys):
+    command = ["pack", f"{lol}", f"{tmp_path}/out", f"json={tmp_path}/pack.json"]
+    assert main(command) == 1
+    assert "or leave them out with on_unpaired=skip" in capsys.readouterr().err
+    assert main([*command, "on_unpaired=skip", "workers=2"]) == 0
+    said = capsys.readouterr().out
+    assert "without a partner: 1 of 3" in said
+    table = json.loads((tmp_path / "pack.json").read_text())
+    assert (table["unpaired"], [(row["part"], row["images"]) for row in table["parts"]]) == (
+        1,
+        [("train", 2), ("test", 1)],
+    )
+
+
+def test_images_that_cannot_be_read_are_named_and_counted(folder, tmp_path, capsys):
+    for i in range(7):
+        (folder / f"broken{i}.png").write_bytes(b"no image")
+    assert main(["pack", f"{folder}", f"{tmp_path}/out", "on_error=skip", f"json={tmp_path}/pack.json"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("skipped: broken") == 5
+    assert "skipped: 2 more, see the manifest" in said
+    assert json.loads((tmp_path / "pack.json").read_text())["skipped"] == 7
+
+
+def test_scales_and_leaks_are_said(lol, tmp_path, capsys):
+    (lol / "thumbnail.png").unlink()
+    (lol / "our485" / "low" / "7.png").unlink()
+    for side, size in (("low", 10), ("high", 20)):
+        image = np.random.default_rng(3).integers(0, 256, (size, size, 3), np.uint8)  # the clean image of eval15/1
+        assert cv2.imwrite(f"{lol}/our485/{side}/9.png", image)
+    assert main(["pack", f"{lol}", f"{tmp_path}/out"]) == 0
+    said = capsys.readouterr().out
+    assert "super-resolution: 1 pairs whose degraded image is 2 times smaller" in said
+    assert "leak: 1 clean images are in several parts, by the data set's own split" in said
+
+
+def test_a_choice_is_asked_for_by_its_option(tmp_path, capsys):
+    for blur in ("blur", "blur_gamma", "sharp"):
+        (tmp_path / "in/train/GOPR0372_07_00" / blur).mkdir(parents=True)
+        assert cv2.imwrite(f"{tmp_path}/in/train/GOPR0372_07_00/{blur}/1.png", np.zeros((8, 8, 3), np.uint8))
+    command = ["pack", f"{tmp_path}/in", "dry_run=true"]
+    assert main(command) == 1
+    assert "choose gopro=blur or gopro=blur_gamma" in capsys.readouterr().err
+    assert main([*command, "gopro=blur_gamma"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "pairs", "scale"), [("derain/rain100l", 16, None), ("realsr/realsr_x4_crop128", 12, 4)]
+)
+def test_real_pairs_are_packed(shared, tmp_path, folder, pairs, scale):
+    assert main(["pack", f"{shared}/data/{folder}", f"{tmp_path}/out"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    samples = manifest["shards"]["train-000000.tar"]["samples"]
+    assert (len(samples), {sample.get("scale") for sample in samples}) == (pairs, {scale})
+
+
 @pytest.mark.parametrize(("choice", "names"), [("five", FIVE), *((name, [name]) for name in FIVE)])
 def test_every_choice_of_degradation_can_be_built_in_its_order(choice, names):
     config = compose("train", [f"degradation={choice}"])
     degradations = build(config.degradation)
     assert list(degradations) == names
     assert all(isinstance(d, Degradation) and d.name == name for name, d in degradations.items())
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["data=shards", "data.shards='x/train-{000000..000099}.tar'"],
-        ["data=packed", "data.root=x"],
-        ["data=photographs", "data.batch_size=4", "data.val_severities=[3]", "degradation=haze"],
-    ],
-)
-def test_every_choice_of_data_can_be_built(overrides):
-    data = build(compose("train", overrides).data)
-    assert isinstance(data, RestorationData)
-    assert all(isinstance(degrade, Degradation) for degrade in data.degradations.values())

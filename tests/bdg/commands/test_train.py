@@ -60,6 +60,18 @@ def test_a_stage_inherits_and_reports_it(folder: Path) -> None:
     assert report["dropped"] == {}
 
 
+def test_a_step_in_parts_is_the_step(folder: Path) -> None:
+    found = []
+    for parts in ("null", "2"):
+        assert train(folder, "stage=generation", f"project=parts_{parts}", f"data.micro_batch={parts}") == 0
+        (run,) = folder.glob(f"runs/parts_{parts}/generation/*")
+        found.append((run.name, json.loads((run / "metrics.json").read_text())))
+
+    (one, whole), (other, in_parts) = found
+    assert one == other  # what a device takes at once does not define a run
+    assert in_parts == pytest.approx(whole, rel=1e-3)  # but for the rounding of sums
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -71,6 +83,11 @@ def test_a_stage_inherits_and_reports_it(folder: Path) -> None:
         (["stage=generation", "seed=5", "ckpt_path={cut}"], r"is no checkpoint, or cut off"),
         (["stage=generation", "seed=5", "ckpt_path={end}"], r"is at step 3 of 3: nothing to train"),
         (["stage=bridging", "glcm.levels=1"], r"levels=1"),
+        (
+            ["seed=7", "data.micro_batch=3"],
+            r"data.micro_batch=3: of data.batch_size=4 each of 1 devices has 4, .* 1, 2, 4",
+        ),
+        (["seed=7", "+trainer.accumulate_grad_batches=2"], r"follows from data.batch_size, .* and data.micro_batch"),
         (["stage=bridging", "seed=6", "stages=[generation]"], r"stage=bridging is not in stages"),
     ],
 )
