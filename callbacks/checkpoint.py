@@ -32,6 +32,17 @@ class Checkpoint(callbacks.Checkpoint):
             trainer.save_checkpoint(self.path)
             self._saved_at = step
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Counts the batches so far as this trainer accumulates them, who may have other devices than the one before.
+
+        They begin with a whole step, as the data do: of a step that was not finished nothing was kept.
+        """
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts |= dict.fromkeys(("ready", "started", "processed"), batches)
+            counts["completed"] = batches - 1  # the hook that saves belongs to the last of them
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, flushes to disk, renames; reads tensors and plain containers only."""

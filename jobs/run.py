@@ -29,12 +29,14 @@ DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever
     "data.crop",
     "data.flip",
     "data.batch_size",
+    "data.quotas",
+    "data.reader",
+    "data.window",
     "data.seed",
     "trainer.max_steps",
     "trainer.precision",
     "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm",
-    "trainer.accumulate_grad_batches",
     "callbacks.ema",
 )
 DEFINES_STAGES_THAT_READ = {
@@ -42,6 +44,8 @@ DEFINES_STAGES_THAT_READ = {
     "glcm": ("glcm",),
 }
 """`stage.reads` says which of these a stage looks at; the loss terms that are on count by their own rule."""
+DEFINES_STREAMS = ("data.num_workers", "data.micro_batch", "trainer.devices", "trainer.num_nodes")
+"""Who reads which shards, where these are read forwards: only `data.reader=indexed` sees the same samples whatever they are."""
 
 
 def definition(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +56,8 @@ def definition(config: Mapping[str, Any]) -> dict[str, Any]:
     keys = [*DEFINES_EVERY_STAGE]
     for what in config["stage"]["reads"]:
         keys += DEFINES_STAGES_THAT_READ[what]
+    if _get(config, "data.reader") == "stream":
+        keys += DEFINES_STREAMS
     found = {key: _get(config, key) for key in keys}
     weights, terms = config["stage"]["weights"], config["stage"]["terms"]
     if "degradation" in config["stage"]["reads"]:

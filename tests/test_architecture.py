@@ -131,7 +131,7 @@ def test_a_config_file_fits_on_a_page(path: Path) -> None:
 def test_an_experiment_opens_with_its_command(path: Path) -> None:
     package, command = path.read_text().splitlines()[:2]
     assert package == "# @package _global_"  # Hydra reads it only above every other comment
-    assert re.match(rf"# .*\bbdg \w+ .*\bexperiment=(\[\w+,)?{path.stem}\b", command), (
+    assert re.match(rf"# .*\bbdg \w+ .*\bexperiment=\[?(\w+,)*{path.stem}\b", command), (
         f"{path.name} opens with: {command}"
     )
 

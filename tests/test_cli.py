@@ -22,6 +22,7 @@ from bdg.commands.request import Request
 from bdg.commands.verbs import VERBS
 
 RESTORE = VERBS["restore"]
+DOCTOR = VERBS["doctor"]
 
 
 @pytest.fixture
@@ -146,6 +147,13 @@ def test_words_fill_the_verbs_keys_in_order() -> None:
 
 def test_words_fill_only_keys_that_are_not_set_by_name() -> None:
     assert name_words(RESTORE, ["input=in.png", "out.png"]) == ["input=in.png", "output='out.png'"]
+
+
+def test_all_words_of_a_verb_that_takes_many_are_a_list() -> None:
+    assert name_words(DOCTOR, ["a b", "show=3", "c,d"]) == ["show=3", "source=['a b','c,d']"]
+    assert name_words(DOCTOR, ["source=a"]) == ["source=a"]
+    with pytest.raises(ValueError, match=r"'b' is one word too many: type bdg doctor SOURCE\.\.\. "):
+        name_words(DOCTOR, ["source=a", "b"])
 
 
 @pytest.mark.parametrize("path", ["./a=b.png", "/a=b.png", "../a=b.png", "~/a=b.png"])
@@ -505,4 +513,4 @@ def test_examples_compose(verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert (program, name) == ("bdg", verb.name)
         overrides = name_words(verb, parse(verb, arguments).overrides)
         for cell in cells(open_hydra(), overrides):
-            Request(verb.name, cell).compose()
+            Request(verb.file, cell).compose()

@@ -29,6 +29,7 @@ ABLATIONS = [
     "stage.terms.bridge.targets=class",
     "stage.terms.negative.literal=true",
     "stage.terms.noise.norm=l2",
+    "stage.terms.restored.relative=0.5",
     "sampler=ddpm sampler.sample_steps=2",
     "sampler=paper",
     "sampler=diffuir",

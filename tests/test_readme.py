@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
+from bdg.commands.verbs import VERBS
 from datamodules.images import write_image
 
 ROOT = Path(__file__).parents[1]
@@ -25,10 +26,8 @@ EXPERIMENTS = Path(conf.__file__).parent / "experiment"
 def small_demo() -> str:
     """The demo under its own name with the sizes of demo_smoke, as a config that the reader's ./conf would hold."""
     demo, smoke = (OmegaConf.load(EXPERIMENTS / f"{name}.yaml") for name in ("demo", "demo_smoke"))
-    choices = [choice for choice in demo.defaults if "override /network" not in choice]
-    choices += [choice for choice in smoke.defaults if choice != "demo"]
     merged = OmegaConf.merge(demo, smoke, {"project": "demo"})
-    merged.defaults = choices
+    merged.defaults = [*demo.defaults, *(choice for choice in smoke.defaults if choice != "demo")]
     return "# @package _global_\n" + OmegaConf.to_yaml(merged)
 
 
@@ -53,7 +52,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_readme_has_commands_for_every_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS if command.startswith("bdg ")}
 
-    assert verbs == {"restore", "pack", "train", "pipeline", "evaluate", "probe"}
+    assert verbs == set(VERBS)
 
 
 def test_make_commands_are_targets() -> None:

@@ -45,7 +45,14 @@ def defined(stage: str, *overrides: str) -> dict[str, Any]:
         ("protocol=y", ()),
         ("project=other", ()),
         ("callbacks.checkpoint.every_n_steps=3", ()),
+        ("data.quotas={rain:1}", STAGES),
+        ("data.window=8", STAGES),
+        ("data.reader=stream", STAGES),
         ("data.num_workers=3", ()),
+        ("data.micro_batch=2", ()),
+        ("data.cache=elsewhere", ()),
+        ("data.cache_gb=7", ()),
+        ("data.on_error=skip", ()),
     ],
 )
 def test_changing_a_key_changes_exactly_the_stages_that_read_it(override: str, stages: tuple[str, ...]) -> None:
@@ -59,6 +66,11 @@ def test_the_order_of_degradations_is_part_of_the_identity() -> None:
     one, other = (defined("bridging", f"degradation=[{order}]") for order in ("rain,blur", "blur,rain"))
 
     assert identity(one, None, "data") != identity(other, None, "data")
+
+
+@pytest.mark.parametrize("override", ["data.num_workers=3", "data.micro_batch=2", "trainer.devices=2"])
+def test_who_reads_which_shards_counts_where_they_are_read_forwards(override: str) -> None:
+    assert defined("generation", "data.reader=stream") != defined("generation", "data.reader=stream", override)
 
 
 def test_generation_conditioned_on_x_lq_is_another_run() -> None:
