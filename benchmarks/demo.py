@@ -98,10 +98,11 @@ def main() -> None:
         shared = [*overrides("BDG", steps), "stage=generation", *options.overrides]
         list(pool.map(lambda seed: bdg("train", *shared, f"seed={seed}", threads=threads), options.seeds))
         running = {
-            variant: [pool.submit(pipeline, variant, seed, steps, options.overrides, threads) for seed in options.seeds]
+            (variant, seed): pool.submit(pipeline, variant, seed, steps, options.overrides, threads)
+            for seed in options.seeds
             for variant in options.only
         }
-        found = {variant: [run.result() for run in runs] for variant, runs in running.items()}
+        found = {variant: [running[variant, seed].result() for seed in options.seeds] for variant in options.only}
     print(f"# The demo and its rivals\n\n{circumstances('torch')}\n")
     print(f"No GPU, {options.jobs} pipelines at a time, steps {steps}.\n")
     print(f"Gain in PSNR over the degraded input, dB; mean and 95 % interval over seeds {options.seeds}.\n")
