@@ -7,7 +7,7 @@ JOBS ?= 2
 
 pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test test-slow lint bench
+.PHONY: help demo test test-slow lint chaos bench
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -27,6 +27,9 @@ lint: .venv/.installed  ## check style and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+chaos: .venv/.installed  ## kill a training of two processes fifty times and compare its end with the unbroken one
+	.venv/bin/python benchmarks/chaos.py
 
 bench: .venv/.installed  ## measure the MAS-GLCM and the network on this machine
 	.venv/bin/python benchmarks/glcm.py

@@ -81,7 +81,8 @@ def read_parent(path: str) -> Mapping[str, Tensor]:
     except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"inherit.from={path} is no checkpoint, or cut off ({type(error).__name__}): "
-            "name a run's folder or its weights/ema.safetensors"
+            "name a run's folder or its weights/ema.safetensors. "
+            "A pickle of more than tensors and plain values could run code and is not read"
         ) from None
 
 

@@ -4,18 +4,24 @@ Address = identity: the same definition always leads to the same folder, so a re
 finds the work done, and two experiments that share a stage share its run.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import socket
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from jobs.secrets import masked
 
 DEFINES_EVERY_STAGE = (  # beside them the digest of the training data, wherever its files lie
     "seed",
@@ -46,6 +52,8 @@ DEFINES_STAGES_THAT_READ = {
 """`stage.reads` says which of these a stage looks at; the loss terms that are on count by their own rule."""
 DEFINES_STREAMS = ("data.num_workers", "data.micro_batch", "trainer.devices", "trainer.num_nodes")
 """Who reads which shards, where these are read forwards: only `data.reader=indexed` sees the same samples whatever they are."""
+
+LOCK_PATIENCE_S = 30.0
 
 
 def definition(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +103,8 @@ class Run:
         return self.root / self.project / self.stage / self.identity
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
 
     @property
     def weights(self) -> Path:
@@ -109,7 +117,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """ "new", "running", "interrupted", "failed" or "done"."""
+        """ "new", "running", "preempted" (has saved and left), "interrupted", "failed" or "done"; a killed run is "running"."""
         path = self.folder / "STATUS"
         return path.read_text().strip() if path.exists() else "new"
 
@@ -119,6 +127,36 @@ class Run:
     @property
     def done(self) -> bool:
         return self.status == "done" and self.weights.exists()
+
+    def tell(self, line: str) -> None:
+        """Adds a line to README.md, the run's story."""
+        path = self.folder / "README.md"
+        before = path.read_text(encoding="utf-8") if path.exists() else f"# {self.stage} {self.identity}\n\n"
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(path, f"{before}- {now}, {socket.gethostname()}: {line}\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder; the lock goes with the process that holds it, however that ends.
+
+        Raises BlockingIOError if another one holds it for longer than LOCK_PATIENCE_S (a killed run's workers live on for
+        some seconds).
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as file:
+            end = time.monotonic() + LOCK_PATIENCE_S
+            while not _lock(file):
+                if time.monotonic() > end:
+                    file.seek(0)
+                    raise BlockingIOError(
+                        f"{self.folder} is being trained by {file.read().strip() or 'another process'}: "
+                        "wait for it, or stop it"
+                    )
+                time.sleep(0.2)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
 
 
 def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
@@ -135,11 +173,41 @@ def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
     }
 
 
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted keys whose values differ, each with both: "data.crop: 96 and 64"."""
+    flat, flat_other = dict(_flat(one)), dict(_flat(other))
+    keys = sorted(flat.keys() | flat_other.keys())
+    return [
+        f"{k}: {flat.get(k, 'missing')} and {flat_other.get(k, 'missing')}"
+        for k in keys
+        if flat.get(k) != flat_other.get(k)
+    ]
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and (value or not key):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system that has no locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or nothing: beside the target, then renamed."""
+    """Writes the whole file or nothing, without secrets: beside the target, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(masked(text), encoding="utf-8")
     os.replace(beside, path)
 
 

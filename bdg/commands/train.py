@@ -6,12 +6,15 @@ import logging
 import pickle
 import shlex
 import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,9 +23,11 @@ from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
 from bdg.stages import Stage
 from bdg.weights import save_weights
+from callbacks.checkpoint import LAST, PREVIOUS, newest_good
+from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
 from datamodules.shards import digest
-from jobs.run import Run, definition, identity, manifest, write_text
+from jobs.run import Run, definition, differences, identity, manifest, write_text
 
 log = logging.getLogger("bdg")
 
@@ -110,12 +115,17 @@ def _parent(config: DictConfig, request: Request) -> Parent | None:
 
 
 def train(plan: Plan) -> dict[str, float]:
-    """Trains the stage, or goes on where it stopped, or finds it done. Returns its validation scores."""
+    """Trains the stage, or goes on where it stopped, or finds it done. Returns its validation scores.
+
+    Raises:
+        callbacks.preempt.Preempted: it was told to leave, and has saved its state.
+    """
     run, config = plan.run, plan.config
     if run.done:
         log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
-    resume = str(run.checkpoint) if run.checkpoint.exists() else config.ckpt_path
+    _check_folder(plan)
+    resume = newest_good(run.checkpoints) or (_existing(config.ckpt_path) if config.ckpt_path else None)
     if not resume and plan.parent and not plan.parent.weights.exists():
         raise FileNotFoundError(
             f"stage '{run.stage}' inherits from {plan.parent.weights}, which does not exist: "
@@ -126,29 +136,82 @@ def train(plan: Plan) -> dict[str, float]:
     data = build(config.data)
     stage = build_stage(config)
     trainer = build_trainer(config, data)
-    if resume:
-        _check_unfinished(resume, trainer.max_steps)
-    if trainer.is_global_zero:
-        _open(plan)
-        how = f"goes on from {resume}" if resume else f"begins in {run.folder}"
-        log.info("%s %s: %s", run.stage, run.identity, how)
-    try:
-        trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
-    except BaseException as error:
+    begun: Mapping[str, Any] = _header(resume) if resume else {"global_step": 0}
+    at_end = 0 <= trainer.max_steps <= begun["global_step"]
+    if resume and at_end and resume.parent != run.checkpoints:
+        raise ValueError(
+            f"ckpt_path={resume} is at step {begun['global_step']} of {trainer.max_steps}: "
+            "nothing to train, give a larger trainer.max_steps"
+        )
+    with run.locked() if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
-            run.set_status("interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
-        if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        raise
-    if trainer.global_step < trainer.max_steps:
+            _open(plan, _story(plan, resume, begun, trainer))
+        try:
+            if at_end:  # it was killed in the validation after its last step
+                stage.load_state_dict(begun["state_dict"])
+                trainer.validate(stage, datamodule=data, verbose=False)
+            else:
+                trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+        except BaseException as error:
+            if trainer.is_global_zero:
+                _closed_by(error, run)
+            if isinstance(error, Preempted) and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # or a rank aborts at its exit now and then
+            if type(error) is SystemExit:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.is_global_zero:
-            run.set_status("interrupted")
-        raise KeyboardInterrupt
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    if trainer.is_global_zero:
-        _close(plan, stage, metrics)
-    trainer.strategy.barrier("done")
+            _close(plan, stage, metrics)
+        trainer.strategy.barrier("done")
     return metrics
+
+
+def _check_folder(plan: Plan) -> None:
+    """Refuses to go on in the folder of a run that another config began, as after an edit of its config.yaml."""
+    path = plan.run.folder / "config.yaml"
+    if not path.exists():
+        return
+    begun: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
+    if different := differences(definition(begun), definition(resolved(plan.config))):
+        raise ValueError(
+            f"{plan.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
+            "give these their old values, or remove the folder"
+        )
+
+
+def _story(plan: Plan, resume: Path | None, begun: Mapping[str, Any], trainer: L.Trainer) -> str:
+    """What this start of a run found and does, in a sentence or two."""
+    if not resume:
+        return f"begins, {'from ' + str(plan.parent.weights) if plan.parent else 'from scratch'}"
+    text = f"goes on from {resume} after step {begun['global_step']} of {trainer.max_steps}"
+    if resume.name == PREVIOUS:
+        text += f", since {LAST} is missing or damaged"
+    before = begun.get("ranks", trainer.world_size), begun.get("accumulated", trainer.accumulate_grad_batches)
+    now = trainer.world_size, trainer.accumulate_grad_batches
+    if before != now:
+        text += (
+            f"; on {now[0]} ranks with {now[1]} parts of a step, {before[0]} with {before[1]} before: the same samples"
+        )
+        size, (old, new) = plan.config.data.batch_size, (before[1], now[1])
+        if old != new and plan.config.stage.weights.get("bridge"):
+            text += f", but negatives among {size // new} images, not {size // old}, so other losses"
+    return text
+
+
+def _closed_by(error: BaseException, run: Run) -> None:
+    match error:
+        case Preempted():
+            status = "preempted"
+        case KeyboardInterrupt() | SystemExit():
+            status = "interrupted"
+        case _:
+            status = "failed"
+    with suppress(OSError):  # the disk may be full; what is raised already says so
+        run.set_status(status)
+        run.tell(
+            f"{status}: {str(error).splitlines()[0] if status == 'failed' and str(error) else type(error).__name__}"
+        )
 
 
 def _existing(path: str) -> Path:
@@ -157,18 +220,16 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def _check_unfinished(checkpoint: str, max_steps: int) -> None:
-    """Refuses a checkpoint from which there is nothing left to train: its end would neither validate nor average."""
+def _header(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors not read yet."""
     try:
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return found | {"global_step": int(found["global_step"])}
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{checkpoint} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it"
+            f"{checkpoint} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it. "
+            "A pickle of more than tensors and plain values could run code and is not read"
         ) from None
-    if 0 <= max_steps <= step:
-        raise ValueError(
-            f"{checkpoint} is at step {step} of {max_steps}: nothing to train, give a larger trainer.max_steps"
-        )
 
 
 def build_stage(config: DictConfig) -> Stage:
@@ -176,7 +237,7 @@ def build_stage(config: DictConfig) -> Stage:
     node = OmegaConf.create({k: v for k, v in resolved(config)["stage"].items() if k not in DESCRIBES})
     return build(
         node,
-        allow=config.allow,
+        trust=config.trust,
         network=build(config.network),
         diffusion=build(config.diffusion),
         glcm=build(config.glcm) if config.glcm.get("_target_") else None,
@@ -194,16 +255,21 @@ def build_trainer(config: DictConfig, data: RestorationData) -> L.Trainer:
         )
     callbacks = [build(node) for node in config.callbacks.values() if node]
     loggers = [build(node) for node in config.logger.values() if node]
-    trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False)
+    plugins = [build(node) for node in config.trainer.plugins]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks.preempt leaves without a deadlock
+    trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False, plugins=plugins)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if isinstance(trainer.val_check_interval, int):
         trainer.val_check_interval *= trainer.accumulate_grad_batches  # steps in conf, batches for Lightning
     return trainer
 
 
-def _open(plan: Plan) -> None:
+def _open(plan: Plan, story: str) -> None:
     """Writes what the run is before it begins."""
     run, parent = plan.run, plan.parent
+    log.info("%s %s in %s: %s", run.stage, run.identity, run.folder, story)
+    run.tell(story)
     write_text(run.folder / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
     facts = manifest(run, parent.identity if parent else None, plan.data)
     path = run.folder / "manifest.json"
@@ -227,6 +293,7 @@ def _close(plan: Plan, stage: Stage, metrics: dict[str, float]) -> None:
     save_weights(run.weights, stage.state_dict(), about)
     write_text(run.metrics, json.dumps(metrics, indent=1))
     run.set_status("done")
+    run.tell("done")
 
 
 def _hush() -> None:

@@ -82,12 +82,31 @@ VERBS = {
             ),
         ),
         Verb(
+            name="replay",
+            summary="repeat one training step that went wrong: which term, which sample, which module",
+            words=("file",),
+            examples=(
+                "bdg replay runs/bdg/generation/0123456789ab/faults/step_100_rank_0.pt",
+                "bdg replay step_100_rank_0.pt device=cpu json=step.json",
+                "bdg replay step_100_rank_3.pt rank=1 samples=20",
+            ),
+        ),
+        Verb(
             name="verify-order",
             summary="show that ranks and workers see the same samples in the same order",
             examples=(
                 "bdg verify-order data.root=shards ranks=8 workers=4",
                 "bdg verify-order data.root=shards data.batch_size=64 data.micro_batch=4 ranks=2 start=1000",
                 "bdg verify-order data=shards 'data.shards=x/train-{000000..000099}.tar' data.reader=stream ranks=2",
+            ),
+        ),
+        Verb(
+            name="verify-resume",
+            summary="show that a training which is killed and resumed ends as the unbroken one does",
+            examples=(
+                "bdg verify-resume experiment=demo",
+                "bdg verify-resume experiment=demo ranks=2 kills=8 steps=40",
+                "bdg verify-resume experiment=demo stage=restoration data.micro_batch=2",
             ),
         ),
         Verb(

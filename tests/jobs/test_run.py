@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from bdg.commands.request import Request
 from bdg.commands.train import resolved
-from jobs.run import Run, definition, identity, write_text
+from jobs.run import Run, definition, differences, identity, write_text
 
 STAGES = ("generation", "bridging", "restoration")
 
@@ -116,3 +117,34 @@ def test_jobs_start_without_torch() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
 
     assert json.loads(loaded) == []
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.run.LOCK_PATIENCE_S", 0.0)
+    run = Run(tmp_path, "demo", "bridging", "abc")
+    other = f"run.Run(run.Path({str(tmp_path)!r}), 'demo', 'bridging', 'abc').locked().__enter__()"
+    command = [sys.executable, "-c", f"from jobs import run; run.LOCK_PATIENCE_S = 0.0; {other}"]
+
+    with run.locked():
+        held = subprocess.run(command, capture_output=True, text=True)
+    free = subprocess.run(command, capture_output=True, text=True)
+
+    assert f"is being trained by process {os.getpid()} on" in held.stderr
+    assert free.returncode == 0
+
+
+def test_the_readme_of_a_run_grows_by_a_line(tmp_path: Path) -> None:
+    run = Run(tmp_path, "demo", "bridging", "abc")
+    run.tell("begins")
+    run.tell("done")
+
+    title, _, first, second = (run.folder / "README.md").read_text().splitlines()
+    assert title == "# bridging abc"
+    assert first.endswith("begins")
+    assert second.endswith("done")
+
+
+def test_differences_name_the_keys() -> None:
+    assert differences({"a": {"b": 1, "c": {}}, "d": [1]}, {"a": {"b": 2, "c": {}}, "d": [1]}) == ["a.b: 1 and 2"]
+    assert differences({"a": 1}, {}) == ["a: 1 and missing"]
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []

@@ -1,0 +1,103 @@
+"""Leaving in good order when asked to, or when the job's time runs out: after a step, saved, all ranks together."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch import callbacks
+
+from callbacks.checkpoint import Checkpoint
+from jobs.run import write_text
+
+log = logging.getLogger("bdg")
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class Preempted(SystemExit):
+    """Training has saved its state and leaves. The exit status is 0, or 130 after Ctrl-C as shells expect."""
+
+
+class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
+    """After a signal of SIGNALS, or `margin_s` before the end of the job, saves after the next step and raises Preempted.
+
+    A signal only sets a flag. After each optimizer step the ranks agree by one reduction, so none is left waiting in a
+    collective; a validation that has begun is finished first. A second Ctrl-C stops at once, without saving.
+
+    request: rank 0 writes this file when the run should be started again: the job script's cue to
+    requeue. end: when the job is killed, in seconds since 1970; by default $SLURM_JOB_END_TIME. Beside `margin_s`, twice the
+    measured time of a save and the longest pause between two steps so far, such as a validation, are kept free.
+    """
+
+    def __init__(self, request: str, end: float | None = None, margin_s: float = 60) -> None:
+        if margin_s < 0:
+            raise ValueError(f"callbacks.preempt.margin_s={margin_s}: give the seconds to keep free, 0 or more")
+        self.request, self.margin_s = Path(request), margin_s
+        self.end = end or float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
+        self.received: int | None = None
+        self._agreed_at = 0  # step
+        self._longest_s = 0.0
+        self._since = time.monotonic()
+        self._process = os.getpid()
+
+    def install(self) -> None:
+        """Answers the signals from here on."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._received)
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked: its parent decides
+            return
+        if signum == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signum
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.install()
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.install()  # Lightning put its own in between, which speak to other ranks from inside the handler
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.install()
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._agreed_at:  # a step is not finished
+            return
+        self._agreed_at = trainer.global_step
+        now = time.monotonic()
+        self._longest_s, self._since = max(self._longest_s, now - self._since), now
+        saver = _saver(trainer)
+        left_s = self.end - time.time()
+        reason = signal.Signals(self.received).name if self.received else ""
+        if left_s < self.margin_s + 2 * saver.seconds + self._longest_s:
+            reason = f"{left_s:.0f} s before the end of the job"
+        if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
+            saver.save(trainer)
+            self._leave(trainer, reason or "as another rank was told to")
+
+    def _leave(self, trainer: L.Trainer, why: str) -> None:
+        if trainer.is_global_zero:
+            write_text(self.request, f"step {trainer.global_step}: {why}\n")
+            log.warning("leaving after step %d (%s): the same command goes on from here", trainer.global_step, why)
+        trainer.strategy.barrier("preempted")
+        # a child's status other than 0 would make Lightning kill its parent
+        raise Preempted(130 if self.received == signal.SIGINT and trainer.is_global_zero else 0)
+
+
+def _saver(trainer: L.Trainer) -> Checkpoint:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoint):
+            return callback
+    raise ValueError("callbacks.preempt saves through callbacks.checkpoint, which is missing: give both or none")

@@ -1,0 +1,148 @@
+"""A training that is told to leave saves and leaves, never in the middle of anything."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from callbacks.preempt import SIGNALS, Preempt, Preempted
+
+pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+
+
+class Walk(L.LightningModule):
+    """Sends itself a signal at one hook of one step."""
+
+    def __init__(self, hook: str = "", step: int = 0, signum: int = signal.SIGTERM, times: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.told = (hook, step)
+        self.signum, self.times = signum, times
+        self.validated: list[int] = []
+
+    def _tell(self, hook: str) -> None:
+        if self.told == (hook, self.global_step):
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signum)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self._tell("training_step")
+        return (self.weight**2).sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._tell("validation_step")
+        self.validated.append(self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Any:
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def fit(folder: Path, model: Walk, preempt: Preempt | None = None, **options: Any) -> None:
+    L.Trainer(
+        accelerator="cpu",
+        max_steps=9,
+        val_check_interval=4,
+        check_val_every_n_epoch=None,
+        callbacks=[preempt or Preempt(str(folder / "request")), Checkpoint(str(folder), every_n_steps=100)],
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    ).fit(model, loader(100), loader(2))
+
+
+def loader(count: int) -> DataLoader:
+    return DataLoader([torch.zeros(1)] * count, batch_size=None)  # type: ignore[arg-type]
+
+
+def saved_step(folder: Path) -> int:
+    return torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_lets_the_step_end_then_saves_asks_for_a_requeue_and_leaves(signum: int, tmp_path: Path) -> None:
+    with pytest.raises(Preempted) as left:
+        fit(tmp_path, Walk("training_step", 2, signum))
+
+    assert left.value.code == (130 if signum == signal.SIGINT else 0)
+    assert saved_step(tmp_path) == 3
+    assert (tmp_path / "request").read_text() == f"step 3: {signal.Signals(signum).name}\n"
+
+
+def test_a_validation_that_has_begun_is_finished_first(tmp_path: Path) -> None:
+    model = Walk("validation_step", 4)
+    with pytest.raises(Preempted):
+        fit(tmp_path, model, num_sanity_val_steps=0)
+
+    assert model.validated == [4, 4]
+    assert saved_step(tmp_path) == 5
+
+
+def test_a_signal_during_the_sanity_check_is_not_lost(tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk("validation_step", 0))
+    assert saved_step(tmp_path) == 1
+
+
+def test_of_a_step_in_parts_all_are_done(tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk("training_step", 1), accumulate_grad_batches=3, num_sanity_val_steps=0)
+    assert saved_step(tmp_path) == 2
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:  # what Lightning makes of it
+        fit(tmp_path, Walk("training_step", 2, signal.SIGINT, times=2))
+
+    assert not isinstance(stopped.value, Preempted)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_before_the_job_ends_there_is_time_to_save(tmp_path: Path) -> None:
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk(), Preempt(str(tmp_path / "request"), end=time.time() + 59, margin_s=60))
+
+    assert saved_step(tmp_path) == 1
+    assert "s before the end of the job" in (tmp_path / "request").read_text()
+
+
+def test_the_end_of_the_job_is_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 3600)))
+    fit(tmp_path, Walk(), Preempt(str(tmp_path / "request")))
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk(), Preempt(str(tmp_path / "request"), margin_s=3601))
+
+
+def test_a_forked_worker_ignores_what_its_parent_answers(tmp_path: Path) -> None:
+    preempt = Preempt(str(tmp_path / "request"))
+    preempt.install()
+    if (child := os.fork()) == 0:
+        for signum in SIGNALS:
+            os.kill(os.getpid(), signum)
+        os._exit(0 if preempt.received is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_it_needs_something_that_saves(tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, callbacks=[Preempt("request")], logger=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match=r"callbacks\.preempt saves through callbacks\.checkpoint"):
+        trainer.fit(Walk(), loader(5))
