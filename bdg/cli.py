@@ -1,6 +1,7 @@
 """The command line `bdg <verb>`: finds the verb and hands over; imports nothing heavy until a verb is named."""
 
 import difflib
+import os
 import sys
 
 from bdg import __version__
@@ -24,6 +25,7 @@ A path with '=' in it needs ./ or / in front. BDG_TRACEBACK=1 shows where an err
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit status: 0 done, 1 failed, 2 not understood, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else argv
+    os.umask(os.umask(0o022) | 0o002)  # what we write is nobody's else to change
     first, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if first in ("-h", "--help"):
         width = max(map(len, VERBS))

@@ -46,8 +46,8 @@ class Restorer:
     path: Path | None = None
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu", allow: Sequence[str] = ()) -> "Restorer":
-        """The restorer that a weights file describes. allow: further packages that its network may come from.
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> "Restorer":
+        """The restorer that a weights file describes. trust: further packages that its network may come from.
 
         Raises FileNotFoundError, and ValueError if the file is no BDG weights, names foreign code or does not fit.
         """
@@ -55,8 +55,8 @@ class Restorer:
         missing = {"network", "diffusion"} - about.keys()
         if missing:
             raise ValueError(f"{path}: its metadata lack {sorted(missing)}: give a file that bdg train wrote")
-        network = build_trusted(about["network"], f"{path}: network", allow)
-        diffusion = build_trusted(about["diffusion"], f"{path}: diffusion", allow)
+        network = build_trusted(about["network"], f"{path}: network", trust)
+        diffusion = build_trusted(about["diffusion"], f"{path}: diffusion", trust)
         if not isinstance(diffusion, Diffusion):
             raise ValueError(f"{path}: its diffusion is a {type(diffusion).__name__}: give a file that bdg train wrote")
         own = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
@@ -162,14 +162,14 @@ def _strips(length: int, tile: int, overlap: int) -> Iterator[tuple[slice, Float
         yield slice(start, start + size), weight
 
 
-def build_trusted(node: Mapping[str, Any], name: str, allow: Sequence[str] = ()) -> nn.Module:
+def build_trusted(node: Mapping[str, Any], name: str, trust: Sequence[str] = ()) -> nn.Module:
     """The module that a node of metadata describes: the class `_target_` called with the node's other keys.
 
-    Raises ValueError if a target lives outside TRUSTED and `allow`, does not exist or takes other arguments.
+    Raises ValueError if a target lives outside TRUSTED and `trust`, does not exist or takes other arguments.
     """
-    target = _trusted_class(str(node.get("_target_")), name, (*TRUSTED, *allow))
+    target = _trusted_class(str(node.get("_target_")), name, (*TRUSTED, *trust))
     arguments = {
-        key: build_trusted(value, f"{name}.{key}", allow)
+        key: build_trusted(value, f"{name}.{key}", trust)
         if isinstance(value, Mapping) and "_target_" in value
         else value
         for key, value in node.items()
@@ -189,7 +189,7 @@ def _trusted_class(target: str, name: str, trusted: Sequence[str]) -> type[nn.Mo
     if not any(module == package or module.startswith(f"{package}.") for package in trusted):
         raise ValueError(
             f"{name}._target_ is '{target}', which is not code of {', '.join(trusted)}: "
-            f"if you trust the file, allow it with allow=[{module.partition('.')[0] or target}]"
+            f"if you trust the file, add trust=[{module.partition('.')[0] or target}]"
         )
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -10,6 +10,8 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from bdg.documents import parse_object
+
 METADATA_KEY = "bdg"
 """safetensors metadata are strings; everything is one JSON object under this key."""
 
@@ -60,4 +62,7 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             f"{path}: holds tensors but not BDG's metadata, so the network they belong to is unknown: "
             "give a file that bdg train wrote"
         )
-    return tensors, json.loads(text)
+    try:
+        return tensors, parse_object(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are {error}: give a file that bdg train wrote") from None

@@ -10,59 +10,51 @@ eval15 22 and 23 are the scene of our485's 21 (`bdg doctor` finds it) and are le
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from circumstances import circumstances
 
+from datamodules.layouts import look
+from datamodules.pack import pack
+from datamodules.parts import Parts
+from datamodules.shards import index
+
 WORK = Path("runs") / "benchmark_all_in_one"
-TEST = "parts={train: null, test: rest}"
-SETS = {  # packed from here, with these options; what is in no part named test is trained on
-    "lol_our485": ("lowlight/lol_our485",),
-    "lol_eval15": ("lowlight/lol_eval15", TEST),
-    "rain100l": ("derain/rain100l", "parts={train: rest, test: 0.5}"),
-    "ddn_samples": ("derain/ddn_samples",),
-    "its_indoor": ("dehaze/its_indoor",),
-    "revide_like": ("dehaze/revide_like", "max_size=1024"),
-    "sots_indoor": ("dehaze/sots_indoor", TEST),
-    "sots_outdoor": ("dehaze/sots_outdoor", TEST),
-    "reds": ("deblur/reds_320x180",),
-    "gopro": ("deblur/gopro", TEST),
-    "polyu": ("denoise/polyu",),
-    "cc15": ("denoise/cc15", TEST),
-    "kodak24": ("denoise/kodak24/gt",),
-    "mcmaster": ("denoise/mcmaster/gt",),
-    "urban100": ("denoise/urban100/gt",),
+TRAIN, TEST, HALF = {"train": "rest"}, {"test": "rest"}, {"train": "rest", "test": 0.5}
+SETS: dict[str, Parts] = {
+    "lowlight/lol_our485": TRAIN,
+    "lowlight/lol_eval15": TEST,
+    "derain/rain100l": HALF,
+    "derain/ddn_samples": TRAIN,
+    "dehaze/its_indoor": TRAIN,
+    "dehaze/revide_like": TRAIN,
+    "dehaze/sots_indoor": TEST,
+    "dehaze/sots_outdoor": TEST,
+    "deblur/reds_320x180": TRAIN,
+    "deblur/gopro": TEST,
+    "denoise/polyu": TRAIN,
+    "denoise/cc15": TEST,
+    "denoise/kodak24/gt": TRAIN,
+    "denoise/mcmaster/gt": TRAIN,
+    "denoise/urban100/gt": TRAIN,
 }
-LEAKS = {"lol_eval15": ("22", "23")}
+"""Folder -> its parts; what ends with gt is clean images."""
+LEAKS = {"lowlight/lol_eval15": ("22", "23")}
+LARGEST = {"dehaze/revide_like": 1024}  # pixels of the longer side: photographs of 5 megapixels are slow to decode
 
 
 def packed(folder: Path, name: str) -> list[Path]:
     """The shards of one set."""
-    where, *options = SETS[name]
-    source, leaks = folder / where, LEAKS.get(name, ())
-    if leaks:
-        cleaned = WORK / "without_leaks" / name
-        shutil.copytree(
-            source, cleaned, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if Path(n).stem in leaks]
-        )
-        source = cleaned
-    run("pack", f"source={source}", f"output={WORK / name}", *_labelled(where), *options)
-    return sorted((WORK / name).glob("*.tar"))
-
-
-def _labelled(where: str) -> tuple[str, ...]:
-    """Named by its task, since a copy no longer lies in the folder that says it."""
-    task = where.partition("/")[0]
-    labels = {"lowlight": "low_light", "derain": "rain", "dehaze": "haze", "deblur": "blur", "denoise": "noise"}
-    return () if where.endswith("/gt") else (f"label={labels[task]}",)
-
-
-def run(verb: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "bdg", verb, *words], check=True, stdout=sys.stderr)
+    found = look(folder / name)
+    items = [item for item in found.items if item.hq.stem not in LEAKS.get(name, ())]
+    output = WORK / name.replace("/", "_")
+    print(f"{name}: {len(items)} images", file=sys.stderr)
+    pack(replace(found, items=items), output, SETS[name], max_size=LARGEST.get(name))
+    return sorted(output.glob("*.tar"))
 
 
 def main() -> None:
@@ -73,10 +65,9 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     shards = [path for name in SETS for path in packed(options.folder, name)]
     train, test = ([f"{p}" for p in shards if p.name.startswith(part)] for part in ("train", "test"))
-    scores = WORK / "scores.json"
+    learnt, scores = index(train).kinds, WORK / "scores.json"
     begun, cpu_begun = time.monotonic(), os.times().children_user
-    run(
-        "pipeline",
+    words = [
         "experiment=[small,all_in_one]",
         "project=benchmark_all_in_one",
         f"data.root={WORK}",
@@ -87,11 +78,17 @@ def main() -> None:
         f"max_steps={{generation: {options.steps[0]}, bridging: {options.steps[1]}, restoration: {options.steps[2]}}}",
         f"json={scores}",
         *options.overrides,
-    )
+    ]
+    subprocess.run([sys.executable, "-m", "bdg", "pipeline", *words], check=True, stdout=sys.stderr)
     minutes, cpu_minutes = (time.monotonic() - begun) / 60, (os.times().children_user - cpu_begun) / 60
     found = json.loads(scores.read_text())
     print(f"# All in one on a few real pairs\n\n{circumstances('torch')}\n")
-    print(f"Steps {options.steps}; {minutes:.0f} minutes, {cpu_minutes:.0f} of a core, with the measurement.\n")
+    print(
+        "Steps of generation, bridging and restoration: {}, {}, {}; ".format(*options.steps)
+        + f"{minutes:.0f} minutes, {cpu_minutes:.0f} of a core, with the measurement."
+    )
+    kinds = [f"{count} {kind.label} pairs" if kind.pair else f"{count} photographs" for kind, count in learnt.items()]
+    print(f"Trained on {', '.join(kinds)}.\n")
     print(
         "| held back | images | PSNR in | PSNR | gain | SSIM in | SSIM |\n| --- | --- | --- | --- | --- | --- | --- |"
     )
@@ -99,7 +96,7 @@ def main() -> None:
         values = [f"{row[key]:.2f}" for key in ("psnr_input", "psnr", "gain")]
         values += [f"{row[key]:.4f}" for key in ("ssim_input", "ssim")]
         print(f"| {name} | {row['num_images']:.0f} | " + " | ".join(values) + " |")
-    print(f"\nProtocol: {found['protocol']['text']}.")
+    print(f"\nWhole images; {found['protocol']['text']}.")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ a busy machine matters little; medians of rounds in which all take their turn.
 import argparse
 import importlib
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,15 @@ def rates(contestants: dict[str, Work], seconds: float, rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def rivals() -> dict[str, tuple[Callable[[list[np.ndarray], Any], dict[str, Work]], Any]]:
-    """Those that are installed, with their modules; the others are named on stderr."""
+RIVALS = {"albumentations": of_albumentations, "kornia": of_kornia}
+
+
+def rivals() -> dict[str, Any]:
+    """The modules of those that are installed."""
     found = {}
-    for package, contestants in {"albumentations": of_albumentations, "kornia": of_kornia}.items():
-        try:
-            found[package] = contestants, importlib.import_module(package)
-        except ImportError:
-            print(f"{package} is not installed and left out: pip install {package}", file=sys.stderr)
+    for package in RIVALS:
+        with suppress(ImportError):
+            found[package] = importlib.import_module(package)
     return found
 
 
@@ -135,7 +136,7 @@ def main() -> None:
     table: dict[str, dict[tuple[str, int], float]] = {}
     for size in SIZES:
         images = crops(size)
-        teams = {"bdg": ours(images)} | {package: make(images, module) for package, (make, module) in found.items()}
+        teams = {"bdg": ours(images)} | {package: RIVALS[package](images, module) for package, module in found.items()}
         every = {(team, name): work for team, works in teams.items() for name, work in works.items()}
         for (team, name), rate in rates(every, options.seconds, options.rounds).items():
             table.setdefault(name, {})[team, size] = rate
@@ -143,6 +144,8 @@ def main() -> None:
     print(
         f"# Degradations\n\n{circumstances(*packages)} {time.perf_counter() - begin:.0f} s.\n\n"
         f"Images per second of one core, medians of {options.rounds} rounds of {options.seconds / options.rounds:g} s.\n"
+        + ("Of one name is what comes nearest, not the same: rivals' rain, for one, is some lines.\n" if found else "")
+        + "".join(f"Not installed and left out: {package}.\n" for package in RIVALS if package not in found)
     )
     columns = [(team, size) for size in SIZES for team in ("bdg", *found)]
     print("|".join(["", "degradation", *(f"{team} {size} px" for team, size in columns), ""]))

@@ -1,10 +1,13 @@
 """The loader against pure decoding, over formats, decoders and numbers of shards; and a simulated set of ten million samples.
 
-    OMP_NUM_THREADS=1 python benchmarks/loader.py [--seconds 4] [--rounds 5] [--workers N] [--samples 10000000] > loader.md
+    OMP_NUM_THREADS=1 python benchmarks/loader.py > benchmarks/loader_<date>.md
+
+Takes about 7 minutes and 2 GB in a temporary folder; what it does goes to stderr. A try of a minute: --seconds 0.2 --rounds 1
+--pairs 1000 --shards 10 100 --samples 100000.
 
 Pairs of 512 px images in tar shards, 256 px crops, as many workers as cores. "Pure decoding" is the same decoder in the same
 number of processes, on bytes in memory, and nothing else. Loader and pure decoding take turns, so that a busy machine slows
-both alike; medians over the rounds, of shares over the shares of each. Work files go to a temporary folder and are removed.
+both alike; medians over the rounds, of shares over the shares of each.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from itertools import islice
 from pathlib import Path
 
@@ -32,13 +36,14 @@ from PIL import Image
 from bdg.glcm import MasGlcm
 from datamodules import index as index_file
 from datamodules import shards
-from datamodules.cases import TrainingCases
-from datamodules.draws import hash64
 from datamodules.images import decode
 from datamodules.restoration import RestorationData, keep_freed_memory
+from datamodules.shards import Sample
 
 PHOTOGRAPHS = sorted((Path(shards.__file__).parent / "photographs").glob("*.jpg"))
 SIZE, CROP, BATCH = 512, 256, 20
+PER_GPU = 250  # images a second that a GPU trains on
+COSTS = ("making the index, us/sample", "opening the set, ms", "order, us/sample", "reading, us/sample")
 FORMATS: dict[str, dict[str, object]] = {
     "png": {"format": "PNG"},
     "jpg": {"format": "JPEG", "quality": 95},
@@ -86,7 +91,7 @@ def data(pattern: str, workers: int, crop: int = CROP, **options: object) -> Res
 
 
 def decoders() -> dict[str, Callable[[bytes], object]]:
-    """Those that are here, for all formats or for JPEG alone."""
+    """Those that are here, for all formats or, with "JPEG" in their name, for that alone."""
 
     def pillow(data: bytes) -> object:
         with Image.open(io.BytesIO(data)) as image:
@@ -96,25 +101,26 @@ def decoders() -> dict[str, Callable[[bytes], object]]:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
-    found: dict[str, Callable[[bytes], object]] = {"ours (Pillow, checked)": decode, "Pillow": pillow, "OpenCV": opencv}
+    def cropped(data: bytes) -> object:
+        return decode(data, box=(128, 128, CROP, CROP))
+
+    def eighth(data: bytes) -> object:
+        """Reads all of the compressed data, as decoding a part must, and makes 1 of 64 pixels of them."""
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (SIZE // 8, SIZE // 8))
+            return np.asarray(image)
+
+    found = {
+        "ours (Pillow, checked)": decode,
+        f"ours, {CROP} px of it": cropped,
+        "Pillow": pillow,
+        "OpenCV": opencv,
+        "Pillow, JPEG at 1/8": eighth,
+    }
     if importlib.util.find_spec("simplejpeg"):
         import simplejpeg
 
-        found["simplejpeg, jpg"] = simplejpeg.decode_jpeg
-        found["simplejpeg, jpg at 1/8: what no partial decoding saves"] = lambda data: simplejpeg.decode_jpeg(
-            data, min_height=1, min_width=1, min_factor=8
-        )
-    if importlib.util.find_spec("turbojpeg"):
-        import turbojpeg
-
-        try:
-            turbo = turbojpeg.TurboJPEG()
-        except RuntimeError:  # its library is not installed
-            return found
-        found["turbojpeg, jpg"] = lambda data: turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB)
-        found["turbojpeg, jpg cropped before"] = lambda data: turbo.decode(
-            turbo.crop(data, 128, 128, CROP, CROP), pixel_format=turbojpeg.TJPF_RGB
-        )
+        found["simplejpeg, JPEG"] = simplejpeg.decode_jpeg
     return found
 
 
@@ -126,7 +132,7 @@ def decoder_rows(images: dict[str, list[bytes]], rounds: int) -> list[str]:
             keep_freed_memory()
         for _ in range(rounds):
             for name, decoder in decoders().items():
-                for kind in [kind for kind in images if kind == "jpg" or "jpg" not in name]:
+                for kind in [kind for kind in images if kind == "jpg" or "JPEG" not in name]:
                     begin = time.process_time()
                     for data_ in images[kind]:
                         decoder(data_)
@@ -204,27 +210,24 @@ def speed_row(kind: str, images: list[bytes], folder: Path, workers: int, second
 # --- growing numbers of shards ---
 
 
-def shard_row(folder: Path, num_shards: int, workers: int, seconds: float, rounds: int) -> str:
-    """20,000 pairs of 64 px, so that nearly all of the time is the loader's own."""
+def shard_row(folder: Path, num_shards: int, pairs: int, workers: int, seconds: float, rounds: int) -> str:
+    """Pairs of 64 px, so that nearly all of the time is the loader's own."""
     images = [encoded(image, "jpg") for image in photographs(64)]
-    pattern = write_shards(folder / f"{num_shards}", images, "jpg", num_shards, 20_000 // num_shards)
+    pattern = write_shards(folder / f"{num_shards}", images, "jpg", num_shards, pairs // num_shards)
+    made = {reader: data(pattern, workers, crop=48, reader=reader) for reader in ("indexed", "stream")}
     begin = time.perf_counter()
-    made = data(pattern, workers, crop=48)
-    samples = made._samples(made.shards, None)
-    indexing = time.perf_counter() - begin
+    cases = made["indexed"].plan(0, 0, 1, 1).cases
+    indexing = (time.perf_counter() - begin) / len(cases.samples) * 1e6
     begin = time.perf_counter()
-    again = data(pattern, workers, crop=48)
-    again._samples(again.shards, None)
-    opening = time.perf_counter() - begin
-    order = microseconds(TrainingCases(samples, {"none": None}, 0).__getitem__, range(3000))
-    drawn = [TrainingCases(samples, {"none": None}, 0)[i].sample for i in range(3000)]
+    made["stream"].plan(0, 0, 1, 1)
+    opening = (time.perf_counter() - begin) * 1e3
+    drawn: list[Sample] = []
+    order = microseconds(lambda i: drawn.append(cases[i].sample), range(3000))
     reading = microseconds(shards.read, drawn)
-    batches = iter(made.stream())
-    speed = statistics.median(loader_speed(batches, workers, seconds) for _ in range(rounds))
-    return (
-        f"| {num_shards} | {indexing / len(samples) * 1e6:.0f} | {opening * 1e3:.0f} "
-        f"| {order:.0f} | {reading:.0f} | {speed:.0f} |"
-    )
+    batches = {reader: iter(each.stream()) for reader, each in made.items()}
+    speeds = [[loader_speed(each, workers, seconds) for each in batches.values()] for _ in range(rounds)]
+    costs = (indexing, opening, order, reading, *map(statistics.median, zip(*speeds, strict=True)))
+    return f"| {num_shards} | {' | '.join(f'{cost:.0f}' for cost in costs)} |"
 
 
 def microseconds(function: Callable, arguments: Sequence) -> float:
@@ -239,7 +242,6 @@ def microseconds(function: Callable, arguments: Sequence) -> float:
 START = """
 import json, re, sys, time
 from datamodules.restoration import RestorationData
-from datamodules.cases import TrainingCases
 
 def memory():
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
@@ -262,7 +264,7 @@ def simulate(folder: Path, num_samples: int, num_shards: int) -> str:
     """Indexes of shards of pairs that are not there, beside files that are as long."""
     folder.mkdir()
     each, sample = num_samples // num_shards, 4 * index_file.BLOCK
-    rows = np.zeros(each, index_file.row_type(12))
+    rows, rng = np.zeros(each, index_file.row_type(12)), np.random.default_rng(0)
     rows["kind"], rows["hq"] = 2, np.arange(each) * sample
     rows["lq"], rows["info"] = rows["hq"] + 1024, rows["hq"] + 1536
     rows["hq_size"], rows["lq_size"], rows["info_size"] = 100, 100, 2
@@ -283,7 +285,7 @@ def simulate(folder: Path, num_samples: int, num_shards: int) -> str:
             "decoded_bytes": each * 6 * SIZE**2,
             "key_bytes": 12,
         }
-        keys = np.array([hash64(f"{shard:06d}{i:06d}") for i in range(each)], np.uint64)
+        keys = rng.integers(1, 2**64, each, np.uint64)
         path.with_name(path.name + ".index").write_bytes(index_file.dump(head, keys, rows))
     return f"{folder}/train-*.tar"
 
@@ -299,11 +301,11 @@ def size_rows(folder: Path, num_samples: int, num_shards: int) -> list[str]:
     return rows
 
 
-# --- MAS-GLCM in the workers ---
+# --- MAS-GLCM in the workers or on the device ---
 
 
 def glcm_rows(decoding_ms: float, rounds: int) -> list[str]:
-    """What one core needs for the matrix of a crop, and what share that is of decoding a pair."""
+    """What one core needs for the matrix of a crop, beside decoding a pair, and what a device needs."""
     crops = (
         torch.from_numpy(np.stack([np.asarray(image) for image in photographs(CROP)])).permute(0, 3, 1, 2) / 127.5 - 1
     )
@@ -321,58 +323,102 @@ def glcm_rows(decoding_ms: float, rounds: int) -> list[str]:
                 glcm(crop[None])
             times.append((time.process_time() - begin) / len(crops) * 1e3)
         ms = statistics.median(times)
-        cores = [gpus * 250 * ms / 1e3 for gpus in (1, 8)]
-        rows.append(f"| {name} | {ms:.1f} | {ms / (2 * decoding_ms):.0%} | {cores[0]:.1f} | {cores[1]:.1f} |")
+        cores = [f"{gpus * PER_GPU * ms / 1e3:.1f}" for gpus in (1, 8)]
+        device = device_ms(glcm, crops, rounds) if torch.cuda.is_available() else None
+        share = ["", ""] if device is None else [f"{device:.3f}", f"{device * PER_GPU / 1e3:.1%}"]
+        rows.append(f"| {name} | {ms:.1f} | {ms / (2 * decoding_ms):.0%} | {' | '.join([*cores, *share])} |")
     return rows
+
+
+def device_ms(glcm: MasGlcm, crops: torch.Tensor, rounds: int) -> float:
+    batch = crops.repeat(BATCH // len(crops), 1, 1, 1).cuda()
+    times = []
+    for _ in range(rounds + 1):  # the first one prepares
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(10):
+            glcm(batch)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) / 10 / len(batch) * 1e3)
+    return statistics.median(times[1:])
+
+
+# --- the result file ---
+
+
+def table(about: str, columns: Sequence[str], rows: Sequence[str]) -> None:
+    print(f"\n{about}\n", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows, sep="\n", flush=True)
+
+
+def step(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement of a speed")
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement of a speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--pairs", type=int, default=20_000, help="in growing numbers of shards")
+    parser.add_argument("--shards", type=int, nargs="+", default=[10, 1000, 10_000], help="those numbers")
     parser.add_argument("--samples", type=int, default=10_000_000, help="of the simulated set")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    begin = time.perf_counter()
+    workers, seconds, rounds, begin = options.workers, options.seconds, options.rounds, time.perf_counter()
+    step("decoders")
     images = {kind: [encoded(image, kind) for image in photographs(SIZE)] for kind in FORMATS}
-    decoding = decoder_rows(images, options.rounds)
+    decoding = decoder_rows(images, rounds)
     with tempfile.TemporaryDirectory() as name:
-        folder, workers, seconds = Path(name), options.workers, options.seconds
-        speeds = [speed_row(kind, images[kind], folder, workers, seconds, options.rounds) for kind in FORMATS]
-        growing = [shard_row(folder, number, workers, seconds, options.rounds) for number in (10, 1000, 10_000)]
-        simulated = size_rows(folder / "simulated", options.samples, 10_000)
-    jpg = microseconds(decode, images["jpg"] * 3) / 1e3
-    print(f"# The loader\n\n{circumstances('torch', 'pillow', 'opencv-python-headless', 'webdataset')}")
-    print(f"{time.perf_counter() - begin:.0f} s, {workers} workers, {options.rounds} rounds of {seconds:g} s.\n")
-    print(f"Decoders, {SIZE} px, ms of one core per image; memory of images given back to the system / kept.\n")
-    print(f"| decoder | {' | '.join(images)} |\n|---|{'---|' * len(images)}", *decoding, sep="\n")
-    print(f"\nPairs of {SIZE} px, {CROP} px crops, batches of {BATCH}: images decoded in a second.\n")
-    print(
-        "| format | KB | pure | indexed | stream | indexed / pure | stream / pure |\n|---|---|---|---|---|---|---|",
-        *speeds,
-        sep="\n",
+        folder, speeds, growing = Path(name), [], []
+        for kind in FORMATS:
+            step(f"loader and pure decoding, {kind}")
+            speeds.append(speed_row(kind, images[kind], folder, workers, seconds, rounds))
+        for number in options.shards:
+            step(f"{number} shards")
+            growing.append(shard_row(folder, number, options.pairs, workers, seconds, rounds))
+        step(f"{options.samples} samples")
+        simulated = size_rows(folder / "simulated", options.samples, options.shards[-1])
+    step("MAS-GLCM")
+    matrices = glcm_rows(microseconds(decode, images["jpg"] * 3) / 1e3, rounds)
+
+    print(f"# The loader, {date.today()}\n\n{circumstances('torch', 'pillow', 'opencv-python-headless', 'webdataset')}")
+    print(f"{time.perf_counter() - begin:.0f} s, {workers} workers, {rounds} rounds of {seconds:g} s.")
+    table(
+        f"Decoders, {SIZE} px, ms of one core per image; memory of images given back to the system / kept. What JPEG at 1/8 "
+        f"takes, no decoder can save that makes only a part of the pixels; of the rest a crop of {CROP} px is a quarter.",
+        ["decoder", *images],
+        decoding,
     )
-    print("\n20,000 pairs of 64 px in more and more shards; the index is made, then found.\n")
-    print(
-        "| shards | making the index, us/sample | opening the set, ms | order, us/sample | reading, us/sample | images/s |\n"
-        "|---|---|---|---|---|---|",
-        *growing,
-        sep="\n",
+    table(
+        f"Pairs of {SIZE} px, {CROP} px crops, batches of {BATCH}: images decoded in a second. Aim: 90 % of pure decoding.",
+        ["format", "KB", "pure", "indexed", "stream", "indexed / pure", "stream / pure"],
+        speeds,
     )
-    print("\nA simulated set; MB of the process before, at the start, and after 5000 samples were looked up.\n")
-    print(
-        "| samples | shards | window | start, s | MB before | MB at the start | MB after | order and place, us/sample |\n"
-        "|---|---|---|---|---|---|---|---|",
-        *simulated,
-        sep="\n",
+    table(
+        f"{options.pairs} pairs of 64 px in more and more shards; the index is made, then found.",
+        ["shards", *COSTS, "indexed, pairs/s", "stream, pairs/s"],
+        growing,
     )
-    print(f"\nMAS-GLCM of {CROP} px crops by the workers; cores for GPUs that take 250 images a second each.\n")
-    print(
-        "| glcm | ms of one core per image | of decoding a JPEG pair | cores for 1 GPU | for 8 |\n|---|---|---|---|---|"
+    table(
+        "A simulated set; MB of the process before, at the start, and after 5000 samples were looked up. Aim: seconds, 500 MB.",
+        ["samples", "shards", "window", "start, s", "before", "at the start", "after", "order and place, us/sample"],
+        simulated,
     )
-    print(*glcm_rows(jpg, options.rounds), sep="\n")
+    table(
+        f"MAS-GLCM of {CROP} px crops for GPUs that take {PER_GPU} images a second each: in the workers, whose cores 8 GPUs "
+        f"share, or on the device{'' if torch.cuda.is_available() else ' (none was at hand)'}, which pays for its own.",
+        [
+            "glcm",
+            "ms of a core",
+            "of decoding a JPEG pair",
+            "cores for 1 GPU",
+            "for 8",
+            "ms of the device",
+            "of its time",
+        ],
+        matrices,
+    )
 
 
 if __name__ == "__main__":

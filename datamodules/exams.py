@@ -15,6 +15,7 @@ from PIL import Image
 from datamodules.alignment import Shift, shift
 from datamodules.images import read_image
 from datamodules.likeness import Signature, likeness, signature
+from datamodules.scale import Size, enlarged, scale_of
 from datamodules.sets import Entry, Fault
 
 AREA = 512  # pixels: side of the centred square in which shift and texture are measured
@@ -33,7 +34,7 @@ class Look:
     """What was seen of one image. texture: the values of TEXTURE; None if not asked for, or if the image is too small."""
 
     sha256: bytes
-    size: tuple[int, int]  # height, width
+    size: Size
     signature: Signature
     texture: tuple[float, ...] | None = None
 
@@ -145,14 +146,13 @@ def _compare(entry: Entry, hq: _Sight, lq: _Sight, degradation: str, faults: lis
     own = likeness(hq.look.signature, lq.look.signature)
     x_hq, x_lq = hq.rgb, lq.rgb
     sizes = f"{entry.lq}: {_size(x_lq)}, {entry.hq}: {_size(x_hq)}"
-    (h, w), (h_lq, w_lq) = hq.look.size, lq.look.size
-    scale = h // h_lq
-    if (scale * h_lq, scale * w_lq) != (h, w):
+    scale = scale_of(hq.look.size, lq.look.size)
+    if scale is None:
         faults.append(("sizes differ", sizes))
         return Comparison(own)
     if scale > 1:
         faults.append(("scale", f"{sizes}, x{scale}"))
-        x_lq = np.asarray(Image.fromarray(x_lq).resize((w, h), Image.Resampling.BICUBIC))
+        x_lq = enlarged(x_lq, hq.look.size)
     if (x_hq == x_lq).all():
         faults.append(("identical", f"{entry.lq}, {entry.hq}"))
         return Comparison(own, np.inf)
@@ -163,7 +163,7 @@ def _compare(entry: Entry, hq: _Sight, lq: _Sight, degradation: str, faults: lis
     return Comparison(
         own,
         cv2.PSNR(x_hq, x_lq),
-        shift(_luma(_centre(x_hq)), _luma(_centre(x_lq))) if min(h, w) >= SMALLEST else None,
+        shift(_luma(_centre(x_hq)), _luma(_centre(x_lq))) if min(hq.look.size) >= SMALLEST else None,
         _linear(x_hq, x_lq) if degradation == "blur" else None,
     )
 

@@ -15,10 +15,16 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""What Pillow may take a file for, whatever its name says; for EPS it would start another program."""
+MAX_PIXELS = 180_000_000
+"""Of a picture: more are refused before they are decoded, unless $BDG_MAX_PIXELS allows them."""
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 
 Box = tuple[int, int, int, int]
 """Part of a picture: top, left, height, width in pixels."""
+
+Image.MAX_IMAGE_PIXELS = None  # `_open` counts in its place: Pillow only warns up to twice its own number
 
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
 _ALPHA_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
@@ -87,14 +93,15 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box 
     Palettes become RGB (with alpha where an entry is transparent), bilevel becomes gray; CMYK and other colour spaces
     become RGB and lose their profile, which does not describe RGB.
 
-    Raises FileNotFoundError, and ValueError for what is not an image, is cut off, holds several, or has 32-bit samples.
+    Raises FileNotFoundError, and ValueError for what is not an image, is cut off, holds several, has 32-bit samples, or more
+    pixels than $BDG_MAX_PIXELS.
     """
     if isinstance(source, bytes):
         data, name = source, name or "image"
     else:
         data, name = _read_bytes(Path(source)), name or str(source)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(io.BytesIO(data), name) as image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # MPO: a JPEG with previews behind it
                 raise ValueError(f"{name}: holds {frames} pictures: extract the one you mean into its own file")
@@ -106,9 +113,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box 
                 icc = None
     except UnidentifiedImageError:
         raise ValueError(f"{name}: not an image: give a file such as {', '.join(SUFFIXES)}") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: too many pixels ({error}): cut it into parts first") from None
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{name}: the image is cut off or damaged ({error}): copy it again from its source") from None
     upright = _part(_UPRIGHT[orientation](array), box) if turned else array
     return Picture(np.ascontiguousarray(upright), icc, exif)
@@ -117,12 +122,40 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box 
 def upright_size(file: IO[bytes]) -> tuple[int, int] | None:
     """Height and width of the picture that `read_image` would find in a file, from its head; None if that does not tell."""
     try:
-        with Image.open(file) as image:
+        with _open(file) as image:
             exif = Image.Image.getexif(image)  # that of PNG would decode the image to see what comes behind it
             (width, height), orientation = image.size, exif.get(ExifTags.Base.Orientation, 1)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError):
+    except (ValueError, *_DAMAGED):
         return None
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    cv2.error,
+)
+"""What Pillow and OpenCV raise for a damaged file, beside ValueError."""
+
+
+def _open(file: IO[bytes], name: str = "image") -> Image.Image:
+    """The picture in a file, not decoded yet. Raises ValueError if it is too large, and what Pillow raises."""
+    image = Image.open(file, formats=FORMATS)
+    limit = os.environ.get("BDG_MAX_PIXELS") or f"{MAX_PIXELS}"
+    if not limit.isdecimal():
+        raise ValueError(f"BDG_MAX_PIXELS={limit}: give a number of pixels, such as {MAX_PIXELS}")
+    width, height = image.size
+    if width * height > int(limit):
+        raise ValueError(
+            f"{name}: {width} x {height} pixels, more than {limit}: cut it into parts, or set BDG_MAX_PIXELS if you trust it"
+        )
+    return image
 
 
 def decode(data: bytes, name: str = "", box: Box | None = None) -> NDArray[np.uint8]:

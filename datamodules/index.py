@@ -9,8 +9,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import chain, groupby
 from typing import IO, Any, BinaryIO, NamedTuple
@@ -18,6 +18,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bdg.documents import is_count, parse, parse_object
 from datamodules.draws import hash64
 from datamodules.images import SUFFIXES, upright_size
 
@@ -25,11 +26,16 @@ FORMAT = "bdg-index-1"
 BLOCK = 512  # bytes; a tar file is made of these and ends with two of zeros
 ALIGNED = 64  # bytes, of which the line of JSON takes a multiple
 HEAD = 2**16  # bytes, which hold the size of nearly every image
+LONGEST_HEAD = 2**24  # bytes, of the line of JSON
+LONGEST_KEY = 2**16  # bytes
+LONGEST_HEADER = 2**16  # bytes, of what a tar file says of a member beside its name, size and time
+LARGEST_SCALE = 1024
 SHOWN_PROBLEMS = 20
 
 _EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
 _PICKLED = ("pickle", "pkl", "pyd", "pth", "pt", "joblib")
 _KEY_AND_EXTENSION = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # as webdataset splits them
+_LEADS_OUT = re.compile(r"/.*|(.*/)?\.\.(/.*)?|.*\0.*", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")  # which webdataset does not take for samples
 
 
@@ -80,16 +86,26 @@ class Index:
         return np.fromfile(self.file, np.uint64, self.num_rows, offset=self.start)
 
     def rows(self) -> NDArray[Any]:
-        """The rows of all samples, mapped."""
+        """The rows of all samples, mapped. Raises ValueError if they are not what the head says."""
         shape = (self.num_rows,)
-        return np.memmap(self.file, row_type(self.key_bytes), "r", self.start + 8 * self.num_rows, shape)
+        rows = np.memmap(self.file, row_type(self.key_bytes), "r", self.start + 8 * self.num_rows, shape)
+        there = {kind: count for kind, count in enumerate(self.counts) if count}
+        if dict(zip(*map(np.ndarray.tolist, np.unique(rows["kind"], return_counts=True)), strict=True)) != there:
+            raise ValueError(f"{self.file} is damaged: remove it")
+        return rows
 
     def row(self, number: int) -> tuple[Any, ...]:
-        """One row; without a mapping, which takes longer and holds a file open."""
+        """One row; without a mapping, which takes longer and holds a file open. Raises ValueError for what can be no row."""
         row = row_type(self.key_bytes)
         with open(self.file, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), row.itemsize, self.start + 8 * self.num_rows + number * row.itemsize)
-        return np.frombuffer(data, row)[0].item()
+        values = np.frombuffer(data, row)[0].item()
+        key, kind, *spans, height, width, scale = values
+        inside = all(min(span) >= 0 and sum(span) <= self.size for span in zip(spans[::2], spans[1::2], strict=True))
+        named = not _LEADS_OUT.fullmatch(key.decode(errors="replace"))
+        if not (inside and named and 0 <= kind < len(self.counts) and min(height, width, scale) >= 0):
+            raise ValueError(f"{self.file} is damaged: remove it")
+        return values
 
 
 @lru_cache(maxsize=64)
@@ -103,15 +119,40 @@ def row_type(key_bytes: int) -> np.dtype:
 
 
 def load(data: IO[bytes], file: str) -> Index:
-    """The head of an index file. Raises ValueError for any other file."""
-    line = data.readline()
+    """The head of an index file. Raises ValueError for any other file, and for one that is cut off."""
+    line = data.readline(LONGEST_HEAD)
     try:
-        head = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        head = None
-    if not isinstance(head, dict) or head.pop("format", None) != FORMAT:
+        head = parse(line)
+        known = head.pop("format") == FORMAT and _is_head(head)
+        index = Index(**head, file=file, start=len(line))
+        end = index.start + index.num_rows * (8 + row_type(index.key_bytes).itemsize)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known:
         raise ValueError(f"{file} is no index of a shard that this version reads: remove it, or move it away")
-    return Index(**head, file=file, start=len(line))
+    if (length := data.seek(0, os.SEEK_END)) != end:
+        raise ValueError(f"{file} has {length} bytes and not {end}: copy it again, or remove it")
+    return index
+
+
+def _is_head(head: Mapping[str, Any]) -> bool:
+    """Whether an index file may begin with this: it may come with the shards, from wherever they come."""
+
+    def are(values: Any, fits: Callable[[Any], bool]) -> bool:
+        return isinstance(values, list) and all(map(fits, values))
+
+    return (
+        head.keys() == {field.name for field in fields(Index)} - {"file", "start"}
+        and all(is_count(head[name]) for name in ("size", "key_bytes"))
+        and isinstance(head["mtime_ns"], int)
+        and all(head[name] is None or is_count(head[name]) for name in ("smallest", "decoded_bytes"))
+        and isinstance(head["sha256"], str | None)
+        and are(head["labels"], lambda label: isinstance(label, str | None))
+        and are(head["problems"], lambda problem: isinstance(problem, str))
+        and are(head["counts"], is_count)
+        and len(head["counts"]) == len(head["labels"]) + 2
+        and 0 < head["key_bytes"] <= LONGEST_KEY
+    )
 
 
 def build(shard: BinaryIO, name: str, size: int, mtime_ns: int, sha256: str | None = None) -> bytes:
@@ -125,15 +166,20 @@ def build(shard: BinaryIO, name: str, size: int, mtime_ns: int, sha256: str | No
     keys: set[str] = set()
     problems: list[str] = []
     for key, members in _samples(shard, name, size):
+        as_bytes = key.encode(errors="replace")
         try:
+            if as_bytes.decode() != key:
+                raise _UnusableError("has a name that is not UTF-8")
+            if _LEADS_OUT.fullmatch(key):
+                raise _UnusableError("has a name that leads out of its folder")
             if key in keys:
                 raise _UnusableError("comes twice")
             kind, row = _look(shard, key, members)
         except _UnusableError as problem:
             kind, row = None, [0] * 9
-            problems.append(f"sample '{key}' {problem}")
+            problems.append(f"sample '{as_bytes.decode()}' {problem}")
         hashes.append(hash64(key) if kind else 0)
-        rows.append((key.encode(), numbers.setdefault(kind, len(numbers)), *row))
+        rows.append((as_bytes, numbers.setdefault(kind, len(numbers)), *row))
         keys.add(key)
     table = np.array(rows, row_type(max((len(row[0]) for row in rows), default=1)))  # type: ignore[arg-type]
     used = table[table["kind"] > 0]
@@ -180,8 +226,8 @@ def _look(shard: BinaryIO, key: str, members: Sequence[tuple[str, Member]]) -> t
     if lq is None and label is not None:
         raise _UnusableError(f"is a pair with degradation '{label}', but lacks its degraded image {key}.lq.EXT")
     said_scale = said.get("scale")
-    if said_scale is not None and (not isinstance(said_scale, int) or said_scale < 1):
-        raise _UnusableError(f"has scale {said_scale!r}, which must be a whole number from 1 on")
+    if said_scale is not None and not (is_count(said_scale) and 1 <= said_scale <= LARGEST_SCALE):
+        raise _UnusableError(f"has scale {said_scale!r}, which must be a whole number from 1 to {LARGEST_SCALE}")
     size = _size(shard, hq)
     scale = 1 if lq is None else _scale(size, _size(shard, lq), said_scale)
     spans = [member or (0, 0) for member in (hq, lq, info)]
@@ -208,12 +254,9 @@ def _size(shard: BinaryIO, member: Member) -> tuple[int, int] | None:
 def _json(shard: BinaryIO, member: Member) -> dict[str, Any]:
     shard.seek(member.offset)
     try:
-        said = json.loads(shard.read(member.size))
+        return parse_object(shard.read(member.size))
     except ValueError as error:
-        raise _UnusableError(f"has a .json member that is not JSON ({error})") from None
-    if not isinstance(said, dict):
-        raise _UnusableError("has a .json member that is no object")
-    return said
+        raise _UnusableError(f"has a .json member that is {error}") from None
 
 
 class Chosen(NamedTuple):
@@ -251,26 +294,53 @@ def _samples(shard: BinaryIO, name: str, size: int) -> Iterator[tuple[str, list[
 def _members(shard: BinaryIO, name: str, size: int) -> Iterator[tuple[str, str, Member]]:
     """Key, extension and place of each member in its order; checks that the file is whole."""
     end = 0
+    for header, after in _headers(shard, name, size):
+        if header.isreg() and header.offset_data + header.size > size:
+            raise ValueError(cut_off(name, f"'{header.name}' ends at byte {header.offset_data + header.size}", size))
+        end = header.offset_data + -(-header.size // BLOCK) * BLOCK if header.isreg() else after
+        match = _KEY_AND_EXTENSION.fullmatch(header.name.removeprefix("./"))
+        if header.isreg() and match and not _META.match(header.name):
+            yield match[1], match[2], Member(header.offset_data, header.size)
+    shard.seek(end)
+    if shard.read(BLOCK) != bytes(BLOCK):
+        raise ValueError(cut_off(name, f"the end mark is missing at byte {end}", size))
+
+
+class _Header(tarfile.TarInfo):
+    """Of a member. One that says more than can be meant is refused: Python would look for it for hours."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0 or (self.type in _EXTENDED and self.size > LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+def _headers(shard: BinaryIO, name: str, size: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Each member's header, and where the next one begins."""
+    end = 0
     try:
-        with tarfile.open(fileobj=shard, mode="r:") as tar:
-            for header in tar:
-                end = header.offset_data + -(-header.size // BLOCK) * BLOCK if header.isreg() else tar.offset
-                if header.isreg() and header.offset_data + header.size > size:
-                    raise ValueError(
-                        cut_off(name, f"'{header.name}' ends at byte {header.offset_data + header.size}", size)
-                    )
-                match = _KEY_AND_EXTENSION.fullmatch(header.name.removeprefix("./"))
-                if header.isreg() and match and not _META.match(header.name):
-                    yield match[1], match[2], Member(header.offset_data, header.size)
-    except tarfile.ReadError as error:
+        with tarfile.open(fileobj=shard, mode="r:", tarinfo=_Header) as tar:
+            while header := tar.next():
+                if header.size < 0 or tar.offset <= end:
+                    raise tarfile.ReadError(f"'{header.name}' leads back")
+                end = tar.offset
+                yield header, end
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+    except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
         if end == 0:
             raise ValueError(
                 f"{name}: not a tar file, or a compressed one ({error}): shards are plain .tar files"
             ) from None
-        raise ValueError(cut_off(name, f"reading stopped after byte {end}", size)) from None
-    shard.seek(end)
-    if shard.read(BLOCK) != bytes(BLOCK):
-        raise ValueError(cut_off(name, f"the end mark is missing at byte {end}", size))
+        raise ValueError(cut_off(name, f"reading stopped after byte {end} ({error})", size)) from None
 
 
 def cut_off(name: str, what: str, size: int) -> str:

@@ -114,8 +114,9 @@ def forward(
 ) -> Iterator[Place]:
     """The endless stream of one lane of several that share the shards and read each from its begin to its end.
 
-    Every epoch shuffles the shards anew and gives a lane every so many-th of them. What lies before its sample number
-    `first` is counted, not visited.
+    Every epoch shuffles the shards anew and gives a lane every so many-th of them; split first and shuffled then, as
+    webdataset does, a lane would see the same shards for ever. What lies before its sample number `first` is counted, not
+    visited.
     """
     counts, epoch = np.asarray(counts, np.int64), 0
     while True:

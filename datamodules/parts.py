@@ -1,5 +1,6 @@
 """Which part a sample goes to, train, val or test: by the data set's own split, by name or by share; knows no file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ def assign(sources: Sequence[Source], parts: Parts, seed: int) -> dict[str, list
     What the data set itself puts into a part that `parts` does not speak of stays there. Of all others those with the
     same clean image go to the same part.
     """
+    if odd := [part for part in parts if not re.fullmatch(r"\w[\w-]*", part)]:
+        raise ValueError(f"parts: '{odd[0]}' begins the names of shards: give it letters and digits only")
     ordered = sorted(sources, key=lambda each: each.item.key)
     photographs: dict[str, list[Source]] = {}
     members: dict[str, list[Source]] = {part: [] for part in parts}

@@ -1,6 +1,5 @@
 """From cases to batches in steps that a webdataset.DataPipeline chains: a source, then decode and cut, degrade, batch."""
 
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,18 +13,18 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from webdataset.handlers import ignore_and_continue
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from datamodules import shards
+from bdg.documents import parse_object
+from datamodules import scale, shards
 from datamodules.cases import Case, TrainingCases, ValidationCases
 from datamodules.images import Box, decode
 from datamodules.index import choose, cut_off
 from datamodules.order import forward
-from datamodules.remote import Cache
+from datamodules.remote import Cache, shown
 from datamodules.shards import Encoded, Sample
 
 Batch = dict[str, Any]
@@ -179,18 +178,18 @@ def read_forward(cases: Iterable[Case], cache: Cache) -> Iterator[Case]:
             if chosen.hq is None:
                 raise ValueError(f"{sample} is not in it: the shard was replaced since it was indexed: start again")
             lq, info = (found[name] if name else None for name in (chosen.lq, chosen.info))
-            encoded = Encoded(found[chosen.hq], lq, json.loads(info or "{}"))
+            encoded = Encoded(found[chosen.hq], lq, parse_object(info or b"{}"))
         yield replace(case, encoded=encoded)
 
 
 def _in_order(shard: str, cache: Cache) -> Iterator[dict[str, Any]]:
     """The samples of a shard as webdataset reads them, but for its opener, which runs the commands that some URLs are."""
     with cache.open(shard) as file:
-        files = tar_file_expander([{"url": shard, "stream": file}])
+        files = tar_file_expander([{"url": shown(shard), "stream": file}])
         try:
             yield from group_by_keys(files, handler=ignore_and_continue)  # nobody asks for what the index does not take
         except tarfile.ReadError as error:
-            raise ValueError(cut_off(shard, f"{error.args[0]}", os.fstat(file.fileno()).st_size)) from None
+            raise ValueError(cut_off(shown(shard), f"{error.args[0]}", os.fstat(file.fileno()).st_size)) from None
 
 
 # --- stages ---
@@ -250,7 +249,7 @@ def enlarged(x_lq: NDArray[np.uint8], sample: Sample) -> NDArray[np.uint8]:
             f"{sample}: the degraded image is {x_lq.shape[1]}x{x_lq.shape[0]}, the clean one {width}x{height}: "
             "a pair must have one size, or its .json member the scale between them"
         )
-    return np.asarray(Image.fromarray(x_lq).resize((width, height), Image.Resampling.BICUBIC))
+    return scale.enlarged(x_lq, sample.size)
 
 
 @dataclass(frozen=True)

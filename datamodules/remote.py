@@ -4,6 +4,7 @@ import fcntl
 import glob
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,25 +22,69 @@ PATIENCE_S = 30.0
 """How long a download waits for copies in use to become free to go."""
 
 
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "sftp", "ssh", "ftp", "memory", "file")
+"""Those that hand out bytes. Others of fsspec's run programs, or read files of which they are told by a file."""
+_VERSION = ("Last-Modified", "LastModified", "updated", "created", "ETag")
+"""What file systems call that which changes with a file; the times first, since mirrors of one file differ in tags."""
+_SECRET = re.compile(r"(://)[^/?#@\s]*@|[?#]\S+")
+
+
 class Stat(NamedTuple):
-    """Size in bytes, and time of the last change where that can be told, else 0."""
+    """Size in bytes, and what tells versions of one size apart: the time of the last change, or a hash of what a server
+    says of it; 0 where it says nothing."""
 
     size: int
     mtime_ns: int
+
+
+# --- addresses ---
 
 
 def is_url(path: str) -> bool:
     return "://" in path
 
 
+def parted(path: str) -> tuple[str, str, str]:
+    """Folder with its slash, name, and of a URL what stands behind them, such as `?token=...`."""
+    address = re.split("[?#]", path, maxsplit=1)[0] if is_url(path) else path
+    folder, slash, name = address.rpartition("/")
+    return folder + slash, name, path[len(address) :]
+
+
+def file_name(path: str) -> str:
+    return parted(path)[1]
+
+
+def beside(path: str, name: str) -> str:
+    """The address of another file in the same folder, behind the same token."""
+    folder, _, query = parted(path)
+    return folder + name + query
+
+
+def shown(path: str) -> str:
+    """A path or URL for people to see: without a token or password."""
+    if not is_url(path):
+        return path
+    folder, name, query = parted(path)
+    return _SECRET.sub(r"\1", folder + name) + ("?***" if query else "")
+
+
 def find(pattern: str) -> list[str]:
     """The files that a pattern without stars names, whether they exist or not, or those that one with stars fits."""
-    if not glob.has_magic(pattern):
-        return [pattern]
     if not is_url(pattern):
-        return sorted(glob.glob(pattern))
+        return sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    folder, name, query = parted(pattern)
+    if not glob.has_magic(folder + name):
+        return [pattern]
+    if query:
+        raise ValueError(
+            f"shards '{shown(pattern)}': stars do not go with a token: number them, as in {{000000..000099}}"
+        )
     with _reaching(pattern) as (filesystem, inside):
-        return sorted(filesystem.unstrip_protocol(name) for name in filesystem.glob(inside))
+        return sorted(filesystem.unstrip_protocol(found) for found in filesystem.glob(inside))
+
+
+# --- files ---
 
 
 def stat(path: str) -> Stat | None:
@@ -52,39 +97,63 @@ def stat(path: str) -> Stat | None:
         return Stat(found.st_size, found.st_mtime_ns) if os.path.isfile(path) else None
     try:
         with _reaching(path) as (filesystem, inside):
-            size = filesystem.info(inside)["size"]
+            info = filesystem.info(inside)
     except FileNotFoundError:
         return None
-    if size is None:
-        raise OSError(f"{path}: the server does not say how long it is: copy the shards to a disk and name them there")
-    return Stat(size, 0)
+    if info["size"] is None:
+        raise OSError(
+            f"{shown(path)}: the server does not say how long it is: copy the shards to a disk and name them there"
+        )
+    version = next((f"{info[name]}" for name in _VERSION if info.get(name)), "")
+    return Stat(info["size"], hash64(version) if version else 0)
 
 
 def load(path: str) -> bytes | None:
-    """A small file whole; None if there is none."""
+    """A small file whole; None if there is none, or a server that does not hand it out."""
     try:
         if not is_url(path):
             return Path(path).read_bytes()
         with _reaching(path) as (filesystem, inside):
             return filesystem.cat_file(inside)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, _RefusedError):
         return None
+
+
+class _RefusedError(PermissionError):
+    """A server's answer; many give it also for what there is not."""
 
 
 @contextmanager
 def _reaching(url: str) -> Iterator[tuple[Any, str]]:
     """The file system of a URL and the path in it; whatever goes wrong inside becomes one clear OSError."""
+    if "::" in url or url.partition("://")[0] not in PROTOCOLS:
+        raise ValueError(f"{shown(url)}: not an address of {', '.join(PROTOCOLS)}: name tar files behind one of these")
     try:
         import fsspec
 
         yield fsspec.core.url_to_fs(url)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{url}: there is no such file: check the address") from None
-    except ImportError as error:
-        raise OSError(f"{url}: {error}: install what reads it with pip install 'bdg[remote]'") from None
     except Exception as error:  # every protocol has its own
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise OSError(f"{url}: cannot be read ({reason}): check the address, the rights and the network") from None
+        raise _said_clearly(url, error) from None
+
+
+def _said_clearly(url: str, error: Exception) -> OSError:
+    cause = error
+    while isinstance(cause, FileNotFoundError) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__  # what fsspec takes for no such file, whatever the reason
+    if isinstance(error, ImportError):
+        return OSError(f"{shown(url)}: {error}, with pip install")
+    status = getattr(cause, "status", 0)
+    if isinstance(cause, PermissionError) or status in (401, 403):
+        return _RefusedError(
+            f"{shown(url)}: the server does not hand it out: check the address, the rights and the token"
+        )
+    if isinstance(cause, FileNotFoundError) or status == 404:
+        return FileNotFoundError(f"{shown(url)}: there is no such file: check the address")
+    reason = ": ".join(filter(None, (type(cause).__name__, _SECRET.sub(r"\1***", f"{cause}".replace(url, shown(url))))))
+    return OSError(f"{shown(url)}: cannot be read ({reason}): check the address, the rights and the network")
+
+
+# --- copies ---
 
 
 @dataclass(frozen=True)
@@ -101,7 +170,7 @@ class Cache:
     def place(self, path: str, suffix: str = "") -> Path:
         """Where something that belongs to a file lies in the folder."""
         full = path if is_url(path) else os.path.abspath(path)
-        return self.folder / f"{hash64(full):016x}-{os.path.basename(path)}{suffix}"
+        return self.folder / f"{hash64(full):016x}-{file_name(path)}{suffix}"
 
     def open(self, path: str) -> BinaryIO:
         """A file of this machine, or the copy of one that is not; a copy stays while it is open."""
@@ -120,8 +189,8 @@ class Cache:
                 return file
             file.close()
 
-    def drop_unless(self, path: str, size: int) -> None:
-        """Forgets the copy of another version."""
+    def drop_unless(self, path: str, size: int | None) -> None:
+        """Forgets the copy of a remote file if it is not so long; whatever its length if that is None."""
         if is_url(path) and (copy := stat(str(self.place(path)))) and copy.size != size:
             self.place(path).unlink(missing_ok=True)
 
@@ -132,15 +201,15 @@ class Cache:
                 return
             found = stat(url)
             if found is None:
-                raise FileNotFoundError(f"{url}: there is no such file: check the address")
-            beside = place.with_name(f".{place.name}.{found.size}.tmp")
-            beside.unlink(missing_ok=True)  # of a process that was killed
+                raise FileNotFoundError(f"{shown(url)}: there is no such file: check the address")
+            coming = place.with_name(f".{place.name}.{found.size}.tmp")
+            coming.unlink(missing_ok=True)  # of a process that was killed
             try:
-                self._reserve(beside, url, found.size)
-                self._copy(url, beside, found.size)
-                os.replace(beside, place)
+                self._reserve(coming, url, found.size)
+                self._copy(url, coming, found.size)
+                os.replace(coming, place)
             finally:
-                beside.unlink(missing_ok=True)
+                coming.unlink(missing_ok=True)
 
     def _copy(self, url: str, target: Path, size: int) -> None:
         for pause in (*RETRIES_S, None):
@@ -148,7 +217,9 @@ class Cache:
                 with _reaching(url) as (filesystem, inside):
                     filesystem.get_file(inside, str(target))
                 if (copied := target.stat().st_size) != size:
-                    raise OSError(f"{url}: {copied} of {size} bytes came: try again, or copy the shards to a disk")
+                    raise OSError(
+                        f"{shown(url)}: {copied} of {size} bytes came: try again, or copy the shards to a disk"
+                    )
                 return
             except FileNotFoundError:
                 raise
@@ -173,7 +244,7 @@ class Cache:
                     return
             if size > limit or time.monotonic() > end:
                 raise OSError(
-                    f"data.cache_gb={self.gigabytes:g}: {url} of {size / 1e9:.2g} GB does not fit beside what is in use "
+                    f"data.cache_gb={self.gigabytes:g}: {shown(url)} of {size / 1e9:.2g} GB does not fit beside what is in use "
                     f"({(total - size) / 1e9:.2g} GB in {self.folder}): give more, or a smaller data.window"
                 )
             time.sleep(0.1)

@@ -48,8 +48,8 @@ from datamodules.pipeline import (
     received,
     to_float,
 )
-from datamodules.remote import Cache, is_url
-from datamodules.shards import ON_ERROR, Samples
+from datamodules.remote import Cache, is_url, shown
+from datamodules.shards import ON_ERROR, Sample, Samples
 
 log = logging.getLogger("bdg")
 
@@ -143,6 +143,8 @@ class RestorationData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Looks into the shards that will be needed, so that what is wrong with them stops the run at its start."""
+        if stage == "fit" and self.trainer and not self.val_shards:
+            self.trainer.limit_val_batches = 0  # Lightning's word for no validation
         wanted = {"fit": ("shards", "val_shards"), "validate": ("val_shards",), "test": ("test_shards",)}
         for name in wanted.get(stage, ()):
             if patterns := getattr(self, name):
@@ -163,7 +165,7 @@ class RestorationData(L.LightningDataModule):
         return webdataset.DataPipeline(self._from_here)
 
     def val_dataloader(self) -> Iterable[Batch]:
-        return self.measured(self.val_shards, *self._place()) if self.val_shards else []
+        return self.measured(self.val_shards, *self._place())
 
     def test_dataloader(self) -> Iterable[Batch]:
         return self.measured(self.test_shards, *self._place())
@@ -281,10 +283,12 @@ class RestorationData(L.LightningDataModule):
             self._index[paths] = shards.index(paths, self.cache, self.on_error)
         samples = self._index[paths]
         if not samples:
-            raise ValueError(f"{paths[0]} and {len(paths) - 1} more shards hold no sample: pack a folder with images")
-        if crop and samples.smallest and samples.smallest < crop:
-            small = [(sample, sample.size) for sample in samples if sample.size and min(sample.size) < crop]
-            first, (height, width) = small[0]
+            raise ValueError(
+                f"{shown(paths[0])} and {len(paths) - 1} more shards hold no sample: pack a folder with images"
+            )
+        if crop and samples.smallest and samples.smallest < crop and len(small := samples.smaller_than(crop)):
+            first: Sample = samples[int(small[0])]
+            height, width = first.size or (0, 0)
             raise ValueError(
                 f"{len(small)} of {len(samples)} images are smaller than the crop of {crop} pixels, such as {first} "
                 f"({width}x{height}): take a smaller crop, or leave them out when packing"

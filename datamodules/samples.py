@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from datamodules.images import Picture, encode, read_image
 from datamodules.parts import Source
+from datamodules.scale import Size, scale_of
 
 ENCODINGS = {"original": None, "png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 """How images are stored -> the suffix. WebP is lossless."""
@@ -57,8 +58,7 @@ class Image:
     picture: Picture
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
+    def size(self) -> Size:
         return self.picture.array.shape[0], self.picture.array.shape[1]
 
 
@@ -118,9 +118,9 @@ def _read(path: Path, sha256: str) -> Image:
 
 def _scale(hq: Image, lq: Image) -> int:
     """How many times smaller the degraded image is; ValueError where this is no whole number."""
-    (height, width), (h, w) = hq.size, lq.size
-    scale = height // h
-    if (h * scale, w * scale) != (height, width):
+    scale = scale_of(hq.size, lq.size)
+    if scale is None:
+        (height, width), (h, w) = hq.size, lq.size
         raise ValueError(
             f"{lq.path} is {w}x{h}, its clean partner {hq.path} {width}x{height}: a pair must have one size, or in "
             "super-resolution the degraded image a whole number of times less"

@@ -7,12 +7,11 @@ beside it knows, so that their order is free.
 
 import hashlib
 import io
-import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,10 +23,11 @@ import braceexpand
 import numpy as np
 from numpy.typing import NDArray
 
+from bdg.documents import is_count, parse, parse_object
 from datamodules import remote
 from datamodules.draws import hash64
 from datamodules.index import BLOCK, Index, Kind, Member, build, cut_off, load
-from datamodules.remote import Cache, Stat, is_url
+from datamodules.remote import Cache, Stat, beside, file_name, is_url, parted, shown
 
 log = logging.getLogger("bdg")
 
@@ -53,7 +53,7 @@ class Sample:
     scale: int
 
     def __str__(self) -> str:
-        return f"{self.shard}: sample '{self.key}'"
+        return f"{shown(self.shard)}: sample '{self.key}'"
 
 
 class Encoded(NamedTuple):
@@ -81,34 +81,47 @@ def expand(patterns: str | Sequence[str] | None) -> list[str]:
         if missing or not found:
             what = f"{len(missing)} of {len(found)} do not exist, such as {missing[0]}" if missing else "no such file"
             raise FileNotFoundError(
-                f"shards '{pattern}': {what}: check the path, "
+                f"shards '{shown(pattern)}': {what}: check the path, "
                 f"or make them with bdg pack SOURCE {os.path.dirname(pattern) or 'OUTPUT'}"
             )
         paths += found
-    for folder in dict.fromkeys(map(os.path.dirname, paths)):
-        if not manifest(folder).get("complete", True):
+    for folder, path in {parted(path)[0]: path for path in paths}.items():
+        if not _manifest(beside(path, MANIFEST)).get("complete", True):
             raise ValueError(
-                f"{folder}: packing was interrupted: run the same bdg pack again, it goes on where it stopped"
+                f"{shown(folder)}: packing was interrupted: run the same bdg pack again, it goes on where it stopped"
             )
     return paths
 
 
 def manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What `bdg pack` wrote beside the shards of a folder; empty for anybody else's shards."""
-    path = os.path.join(folder, MANIFEST)
-    if is_url(path):
-        return _manifest(path, 0)
-    found = remote.stat(path)
-    return _manifest(path, found.mtime_ns) if found else {}
+    return _manifest(os.path.join(folder, MANIFEST))
+
+
+def _manifest(path: str) -> dict[str, Any]:
+    found = None if is_url(path) else remote.stat(path)
+    return _read_manifest(path, found.mtime_ns if found else 0)
 
 
 @lru_cache(maxsize=16)
-def _manifest(path: str, _: int) -> dict[str, Any]:
+def _read_manifest(path: str, _: int) -> dict[str, Any]:
     data = remote.load(path)
     try:
-        return json.loads(data) if data is not None else {}
+        said = parse(data) if data is not None else {}
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}): pack the folder again, or remove this file") from None
+        raise ValueError(f"{shown(path)}: {error}: pack the folder again, or remove this file") from None
+    ours = isinstance(said, dict) and f"{said.get('format')}".startswith("bdg-shards")
+    if ours and not _is_manifest(said):
+        raise ValueError(f"{shown(path)} is damaged: pack the folder again, or remove this file")
+    return said if ours else {}  # it is not so rare a name
+
+
+def _is_manifest(said: Mapping[str, Any]) -> bool:
+    entries = said.get("shards", {})
+    return isinstance(entries, dict) and all(
+        isinstance(entry, dict) and is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str | None)
+        for entry in entries.values()
+    )
 
 
 def digest(patterns: str | Sequence[str] | None) -> str:
@@ -116,7 +129,7 @@ def digest(patterns: str | Sequence[str] | None) -> str:
     total = hashlib.sha256()
     paths = expand(patterns)
     for path, (found, sha256) in zip(paths, _at_once(_state, paths), strict=True):
-        total.update(f"{os.path.basename(path)} {sha256 or found.size}\n".encode())
+        total.update(f"{file_name(path)} {sha256 or found.size}\n".encode())
     return total.hexdigest()
 
 
@@ -127,13 +140,13 @@ def _at_once(function: Any, paths: Sequence[str]) -> list[Any]:
 
 def _state(path: str) -> tuple[Stat, str | None]:
     """Size and time of a shard, and its sha256 if there is a manifest beside it."""
-    entry = manifest(os.path.dirname(path)).get("shards", {}).get(os.path.basename(path), {})
+    entry = _manifest(beside(path, MANIFEST)).get("shards", {}).get(file_name(path), {})
     found = Stat(entry["bytes"], 0) if entry and is_url(path) else remote.stat(path)
     if found is None:
-        raise FileNotFoundError(f"{path}: there is no such shard: check the address")
+        raise FileNotFoundError(f"{shown(path)}: there is no such shard: check the address")
     if entry and entry["bytes"] != found.size:
         raise ValueError(
-            f"{path}: {found.size} bytes, but {MANIFEST} says {entry['bytes']}: copy it again, or pack again"
+            f"{shown(path)}: {found.size} bytes, but {MANIFEST} says {entry['bytes']}: copy it again, or pack again"
         )
     return found, entry.get("sha256")
 
@@ -156,48 +169,55 @@ def write_index(shard: str | os.PathLike[str]) -> Path:
 
 def _write(place: Path, data: bytes) -> Path:
     """Whole or not at all."""
-    beside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    coming = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        beside.write_bytes(data)
-        os.replace(beside, place)
+        coming.write_bytes(data)
+        os.replace(coming, place)
     finally:
-        beside.unlink(missing_ok=True)
+        coming.unlink(missing_ok=True)
     return place
 
 
 def _index(path: str, cache: Cache) -> Index:
     """The index of a shard as it is now: the one beside it, the one in the cache, or a new one."""
     found, sha256 = _state(path)
-
-    def fits(index: Index) -> bool:
-        same_time = is_url(path) or index.mtime_ns == found.mtime_ns or (index.sha256 and index.sha256 == sha256)
-        return index.size == found.size and bool(same_time)
-
-    beside, kept = path + INDEX, cache.place(path, INDEX)
-    for place in [str(kept)] if is_url(path) else [beside, str(kept)]:
+    there, kept = beside(path, file_name(path) + INDEX), cache.place(path, INDEX)
+    stale = False
+    for place in [str(kept)] if is_url(path) else [there, str(kept)]:
         if os.path.exists(place):
             with open(place, "rb") as file:
                 index = load(file, place)
-            if fits(index):
+            if _fits(index, path, found, sha256):
                 return index
-    data = remote.load(beside) if is_url(path) else None
+            stale = True
+    cache.drop_unless(path, None if stale else found.size)
+    data = remote.load(there) if is_url(path) else None
     if data is None:
-        cache.drop_unless(path, found.size)
         with cache.open(path) as shard:
-            data = build(shard, path, found.size, found.mtime_ns)
-    elif not fits(load(io.BytesIO(data), beside)):
-        raise ValueError(f"{beside} is of another version of the shard, which has {found.size} bytes: copy both again")
-    place = str(_place(path, beside, kept, data))
+            data = build(shard, shown(path), found.size, found.mtime_ns, sha256 if is_url(path) else None)
+    elif not _fits(load(io.BytesIO(data), shown(there)), path, found, sha256):
+        raise ValueError(f"{shown(there)} is of another version of the shard, of {found.size} bytes: copy both again")
+    place = str(_place(path, there, kept, data))
     with open(place, "rb") as file:
         return load(file, place)
 
 
-def _place(path: str, beside: str, kept: Path, data: bytes) -> Path:
+def _fits(index: Index, path: str, found: Stat, sha256: str | None) -> bool:
+    """Whether an index is of this version of a shard."""
+    if index.size != found.size:
+        return False
+    if index.sha256 and sha256:
+        return index.sha256 == sha256
+    # the time in an index that was made elsewhere says nothing of a server's file
+    return index.mtime_ns == found.mtime_ns or (is_url(path) and index.sha256 is not None)
+
+
+def _place(path: str, there: str, kept: Path, data: bytes) -> Path:
     if not is_url(path):
         try:
-            return _write(Path(beside), data)
+            return _write(Path(there), data)
         except OSError as error:
-            log.info("%s cannot be written (%s): it goes to %s", beside, error.strerror, kept)
+            log.info("%s cannot be written (%s): it goes to %s", there, error.strerror, kept)
     kept.parent.mkdir(parents=True, exist_ok=True)
     return _write(kept, data)
 
@@ -214,7 +234,9 @@ def index(paths: Sequence[str], cache: Cache | None = None, on_error: str = "sto
     if on_error not in ON_ERROR:
         raise ValueError(f"data.on_error={on_error}: choose one of {', '.join(ON_ERROR)}")
     indexes = _at_once(partial(_index, cache=cache or Cache()), paths)
-    problems = [f"{path}: {problem}" for path, index in zip(paths, indexes, strict=True) for problem in index.problems]
+    problems = [
+        f"{shown(path)}: {problem}" for path, index in zip(paths, indexes, strict=True) for problem in index.problems
+    ]
     num_bad = sum(index.counts[0] for index in indexes)
     twice = _twice(paths, indexes)
     samples = Samples(paths, indexes, twice)
@@ -257,13 +279,13 @@ def _keys(paths: Sequence[str], indexes: Sequence[Index]) -> Iterator[NDArray[np
     """Of each shard 64 bits of folder and key of every sample, 0 for those that cannot be used."""
     for path, index in zip(paths, indexes, strict=True):
         keys = index.keys()
-        keys[keys > 0] ^= np.uint64(hash64(os.path.dirname(path)))
+        keys[keys > 0] ^= np.uint64(hash64(parted(path)[0]))
         yield keys
 
 
 def _holder(samples: "Samples", twin: Sample) -> str:
-    folder = os.path.dirname(twin.shard)
-    return next(s.shard for s in samples if s.key == twin.key and os.path.dirname(s.shard) == folder)
+    folder = parted(twin.shard)[0]
+    return next(shown(s.shard) for s in samples if s.key == twin.key and parted(s.shard)[0] == folder)
 
 
 class Samples(Sequence[Sample]):
@@ -347,12 +369,25 @@ class Samples(Sequence[Sample]):
 
     def are_pairs(self) -> NDArray[np.bool_]:
         """Of every sample, in their order, whether it is a pair."""
-        of_shards = []
-        for shard, index in enumerate(self._indexes):
-            if self.counts[shard]:
-                kinds = index.rows()["kind"][self._rows(shard)]
-                of_shards.append(np.array([bool(kind and kind.pair) for kind in index.kinds])[kinds])
-        return np.concatenate(of_shards or [np.empty(0, np.bool_)])
+
+        def of_shard(index: Index, rows: NDArray[Any]) -> NDArray[np.bool_]:
+            return np.array([bool(kind and kind.pair) for kind in index.kinds])[rows["kind"]]
+
+        return self._of_all(of_shard, np.bool_)
+
+    def smaller_than(self, side: int) -> NDArray[np.int64]:
+        """The places of samples whose clean image is known to be less high or wide, in pixels."""
+
+        def of_shard(index: Index, rows: NDArray[Any]) -> NDArray[np.bool_]:
+            return (rows["height"] > 0) & (np.minimum(rows["height"], rows["width"]) < side)
+
+        return np.flatnonzero(self._of_all(of_shard, np.bool_))
+
+    def _of_all(self, of_shard: Callable[[Index, NDArray[Any]], NDArray[Any]], dtype: Any) -> NDArray[Any]:
+        found = [
+            of_shard(index, index.rows()[self._rows(i)]) for i, index in enumerate(self._indexes) if self.counts[i]
+        ]
+        return np.concatenate([np.empty(0, dtype), *found])
 
     @property
     def shard_bytes(self) -> dict[str, int]:
@@ -384,7 +419,7 @@ def read(sample: Sample, cache: Cache | None = None) -> Encoded:
             data = os.pread(file.fileno(), member.size, member.offset)
             if len(data) < member.size:
                 length = os.fstat(file.fileno()).st_size
-                raise ValueError(cut_off(sample.shard, f"'{sample.key}' ends at byte {sum(member)}", length))
+                raise ValueError(cut_off(shown(sample.shard), f"'{sample.key}' ends at byte {sum(member)}", length))
             if _size(header) != member.size:
                 raise ValueError(
                     f"{sample} is not where it was: the shard was replaced since it was indexed: start again"
@@ -393,7 +428,7 @@ def read(sample: Sample, cache: Cache | None = None) -> Encoded:
 
         hq, lq, info = (bytes_of(member) if member else None for member in (sample.hq, sample.lq, sample.info))
     assert hq is not None
-    return Encoded(hq, lq, json.loads(info or "{}"))
+    return Encoded(hq, lq, parse_object(info or b"{}"))
 
 
 def _size(header: bytes) -> int:

@@ -133,14 +133,14 @@ def test_build_calls_the_target_with_what_the_node_and_the_caller_give() -> None
 
 def test_containers_arrive_as_plain_ones() -> None:
     config = OmegaConf.create({"seed": 5, "part": node("outside.Setting", value={"a": [1, {"b": "${seed}"}]})})
-    value = build(config.part, allow=["outside"]).value
+    value = build(config.part, trust=["outside"]).value
     assert value == {"a": [1, {"b": 5}]}
     assert (type(value), type(value["a"])) == (dict, list)
 
 
 def test_what_the_caller_gives_arrives_as_it_is(outside: types.ModuleType) -> None:
     for value in (nn.Linear(1, 1), [nn.Linear(1, 1)], {"a": 1}, outside.Setting(1)):
-        assert build(node("outside.Setting"), allow=["outside"], value=value).value is value
+        assert build(node("outside.Setting"), trust=["outside"], value=value).value is value
 
 
 def test_a_partial_node_takes_the_callers_part_and_waits_for_the_rest() -> None:
@@ -174,7 +174,7 @@ def test_code_of_other_packages_is_refused_before_anything_is_called(
     target: str, nested: bool, outside: types.ModuleType
 ) -> None:
     tree = node("outside.touch", deep=[{"x": node(target)}]) if nested else node(target)
-    config = OmegaConf.create({"part": tree, "allow": ["outside"]})
+    config = OmegaConf.create({"part": tree, "trust": ["outside"]})
     key = r"part\.deep\[0\]\.x" if nested else "part"
     with pytest.raises(ValueError, match=rf"^{key}\._target_ is '{target}'"):
         build(config.part)
@@ -182,7 +182,7 @@ def test_code_of_other_packages_is_refused_before_anything_is_called(
 
 
 def test_refusal_says_how_to_allow() -> None:
-    with pytest.raises(ValueError, match=r"add allow=\[outside\] to the command or set BDG_ALLOW=outside"):
+    with pytest.raises(ValueError, match=r"add trust=\[outside\] to the command or set BDG_TRUST=outside"):
         build(node("outside.Setting", value=1))
 
 
@@ -190,10 +190,10 @@ def test_refusal_says_how_to_allow() -> None:
 def test_a_package_can_be_allowed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.create({"part": node("outside.Setting", value=1)})
     if way == "variable":
-        monkeypatch.setenv("BDG_ALLOW", "other,outside")
+        monkeypatch.setenv("BDG_TRUST", "other,outside")
     elif way != "argument":
-        config.allow = ["outside"] if way == "config" else "outside"
-    assert build(config.part, allow=["outside"] if way == "argument" else ()).value == 1
+        config.trust = ["outside"] if way == "config" else "outside"
+    assert build(config.part, trust=["outside"] if way == "argument" else ()).value == 1
 
 
 def test_an_interpolated_target_is_checked_too() -> None:
@@ -219,14 +219,14 @@ def test_a_target_that_is_no_name_is_refused(target: Any) -> None:
 def test_an_error_inside_a_part_is_raised_as_it_is(kind: str, error: type[Exception], by_caller: bool) -> None:
     part, extra = (node("outside.fail"), {"error": kind}) if by_caller else (node("outside.fail", error=kind), {})
     with pytest.raises(error, match=f"^levels=1: {kind} is wrong$"):
-        build(part, allow=["outside"], **extra)
+        build(part, trust=["outside"], **extra)
 
 
 @pytest.mark.parametrize("by_caller", [False, True])
 def test_an_argument_that_a_part_does_not_take_is_named_with_the_part(by_caller: bool) -> None:
     part, extra = (node("outside.Setting"), {"valeu": 1}) if by_caller else (node("outside.Setting", valeu=1), {})
     with pytest.raises(InstantiationException, match=r"(?s)Setting.*valeu"):
-        build(part, allow=["outside"], **extra)
+        build(part, trust=["outside"], **extra)
 
 
 def test_a_missing_value_inside_a_node_is_named() -> None:

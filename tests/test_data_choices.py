@@ -1,7 +1,5 @@
 """Every choice of data composes; what it deals and what it can label fit together."""
 
-import re
-import shlex
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -12,19 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import conf
 from bdg.commands.compose import build, compose
-from bdg.commands.invocation import name_words
-from bdg.commands.verbs import VERBS
 from datamodules.images import write_image
 from datamodules.layouts.known import CDD11_MIXTURES
 from datamodules.pack import pack
 from datamodules.restoration import RestorationData
 
-ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.S)
-    for line in block.splitlines()
-]
 DATA = sorted(path.stem for path in (Path(conf.__file__).parent / "data").glob("*.yaml"))
 FROM_THE_USER = {"shards": ["data.shards=x/train-*.tar"], "realsr": ["data.test_shards=y/test-*.tar"]}
 
@@ -88,13 +78,3 @@ def test_a_packed_tree_is_dealt_by_the_quotas_of_its_mixture(tmp_path: Path) -> 
 
     dealt = Counter(list(config.degradation)[label] for label in batch["label"].tolist())
     assert dealt == {"haze": 8, "rain": 4, "snow": 4, "low_light": 2, "blur": 2}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_document_composes(command: str) -> None:
-    _, verb, *words = shlex.split(command)
-    config = compose(verb, name_words(VERBS[verb], words))
-    if verb == "pack":
-        assert not OmegaConf.is_missing(config, "output") or config.dry_run
-    else:
-        assert isinstance(build(config.data), RestorationData)

@@ -1,14 +1,17 @@
-"""docs/degradations.md, taken at its word: its numbers are those of the code, its YAML composes, its Python runs."""
+"""docs/degradations.md, taken at its word: its numbers are those of the code; its commands, YAML and Python run."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bdg.cli import main
 from bdg.commands.compose import build, compose
 from datamodules.degradations.base import SEVERITIES
 from datamodules.degradations.composition import Composition
+from datamodules.images import write_image
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "degradations.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(\w+)` \|.*\| (?:\w+ )?((?:[\d.]+ ){5}|(?:[\d.]+ ){4}[\d.]+).*\|$", DOCUMENT, re.MULTILINE)
@@ -36,6 +39,21 @@ def test_numbers_of_the_table_are_those_drawn(name: str, numbers: str) -> None:
         degrade = build(node, severity=severity)
         drawn = [degrade.draw(severity, np.random.default_rng(i))[DRAWN[name]] for i in range(50)]
         assert np.mean(drawn) == pytest.approx(number, rel=0.04)
+
+
+def test_commands_of_the_document_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate(("photo.jpg", "photos/1.png", "photos/2.jpg")):
+        write_image(tmp_path / name, np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"(?:^    |`)bdg (degrade [^#`\n]+)", DOCUMENT, re.MULTILINE)
+    assert len(commands) == 5
+
+    for command in commands:
+        assert main([*shlex.split(command), *(["size=40"] if "preview" in command else [])]) == 0
+
+    assert Path("rainy.png").read_bytes() == Path("again.png").read_bytes()
+    for name in ("degradations.png", "storm.png", "testset/snow/lq/2.png", "testset/rain/recipes.jsonl"):
+        assert Path(name).is_file()
 
 
 def test_yaml_of_the_document_composes(tmp_path: Path) -> None:

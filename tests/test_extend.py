@@ -53,8 +53,8 @@ def test_commands_of_the_document_train_the_parts_of_the_document(trained: Path)
 
 
 def test_without_leave_the_parts_are_refused(trained: Path) -> None:
-    with pytest.raises(AssertionError, match=r"code of the package 'mine'.*allow=\[mine\]"):
-        shell("bdg train stage=polishing experiment=mine inherit.from=none allow=[] seed=1", trained)
+    with pytest.raises(AssertionError, match=r"code of the package 'mine'.*trust=\[mine\]"):
+        shell("bdg train stage=polishing experiment=mine inherit.from=none trust=[] seed=1", trained)
 
 
 def test_their_configs_are_among_the_choices(folder: Path) -> None:

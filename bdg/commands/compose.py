@@ -4,6 +4,7 @@ import difflib
 import functools
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,34 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-ALLOWED = ("bdg", "callbacks", "datamodules", "lightning", "torch.nn", "torch.optim", "torchmetrics")
+ALLOWED = (
+    "bdg",
+    "callbacks",
+    "datamodules",
+    "lightning.Trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.strategies",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+)
+"""Whose classes a config may name."""
+FUNCTIONS = ("bdg.probe", "bdg.samplers")
+"""Whose functions it may name too: they compute. Those of other modules read and write files, or load what they are given."""
+HOMES = (*ALLOWED, "lightning.fabric.plugins", "lightning.pytorch.trainer")
+"""Where the code of what is named as above may be written."""
+NEVER = (
+    *sys.stdlib_module_names,
+    "torch.hub",
+    "torch.jit",
+    "torch.load",
+    "torch.package",
+    "torch.serialization",
+    "torch.utils.cpp_extension",
+)
+"""What no config may call, whatever is trusted: commands, evaluation and loaders that run what they load."""
 
 
 def compose(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -33,6 +61,10 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
     hydra = open_hydra(config_dir)
     try:
         config = hydra.compose_config(config_name, list(overrides), run_mode=RunMode.RUN)
+    except RecursionError:
+        raise ValueError(
+            f"config '{config_name}': one of its files or words is nested too deeply: flatten it"
+        ) from None
     except ConfigCompositionException as error:
         if unknown := re.search(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", str(error)):
             raise ValueError(_unknown_key(hydra, config_name, overrides, *unknown.groups())) from error
@@ -80,23 +112,24 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{key}.")
 
 
-def build(node: Any, *, allow: Sequence[str] = (), **extra: Any) -> Any:
+def build(node: Any, *, trust: Sequence[str] = (), **extra: Any) -> Any:
     """What `node` describes: `_target_` called with the node's other keys and `extra`; containers arrive as plain ones.
 
-    A `_target_` is code. Every one below `node` must live in a package of `ALLOWED`, of `allow`, of $BDG_ALLOW (comma
-    separated) or of the list `allow` at the root of the config that `node` is part of; all are checked before the first
-    is called.
+    A `_target_` is code. Every one below `node` must be a class of `ALLOWED`, a function of `FUNCTIONS`, or anything in a
+    package of `trust`, of $BDG_TRUST (comma separated) or of the list `trust` at the root of the config that `node` is part
+    of, and nothing of `NEVER`; all are checked before the first is called. So `node` is a config of the user's: for one that
+    came in a file of weights there is `bdg.restoration.build_trusted`.
 
     Raises:
-        ValueError: a target lives elsewhere.
+        ValueError: a target is none of these.
         hydra.errors.InstantiationException: a target does not exist or does not take the arguments it is given.
     """
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
     root = node._get_root()
-    own = root.get("allow") if OmegaConf.is_dict(root) else None
-    allowed = [*ALLOWED, *_packages(allow), *_packages(own), *_packages(os.environ.get("BDG_ALLOW"))]
+    own = root.get("trust") if OmegaConf.is_dict(root) else None
+    trusted = [*_packages(trust), *_packages(own), *_packages(os.environ.get("BDG_TRUST"))]
     for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("")):
-        _check(f"{key}._target_".lstrip("."), target, allowed)
+        _check(f"{key}._target_".lstrip("."), target, trusted)
     try:
         if not extra:
             return instantiate(node, _convert_="all")
@@ -136,22 +169,38 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
             yield from _targets(value, f"{key}[{index}]")
 
 
-def _check(key: str, target: Any, allowed: Sequence[str]) -> None:
+def _check(key: str, target: Any, trusted: Sequence[str]) -> None:
     if not isinstance(target, str) or target == "???":
         raise ValueError(f"{key} is '{target}': it must be the dotted name of a class or function")
-    _check_home(key, target, target, allowed)
+    _check_home(key, target, target, ALLOWED, trusted)
     try:
         found = _locate(target)
     except ImportError as error:
         raise ValueError(f"{key} is '{target}', which does not exist: {error}") from error
     # an allowed module also reaches what it imports (bdg.cli.sys.exit): where the object was written decides
-    _check_home(key, target, str(getattr(found, "__module__", "?")), allowed)
+    home = str(getattr(found, "__module__", "?"))
+    _check_home(key, target, home, HOMES, trusted)
+    if not isinstance(found, type) and not _is_in(home, (*FUNCTIONS, *trusted)):
+        raise ValueError(
+            f"{key} is '{target}', a function: a config may name classes, and functions of {', '.join(FUNCTIONS)}: "
+            f"if you need this one, add trust=[{home}] to the command or set BDG_TRUST={home}"
+        )
 
 
-def _check_home(key: str, target: str, home: str, allowed: Sequence[str]) -> None:
-    if not any(home == package or home.startswith(f"{package}.") for package in allowed):
+def _check_home(key: str, target: str, home: str, allowed: Sequence[str], trusted: Sequence[str]) -> None:
+    if _is_in(home, NEVER):
+        raise ValueError(
+            f"{key} is '{target}', which no config may call: it could run anything. Do it in a class of your own package, "
+            "and trust that"
+        )
+    if not _is_in(home, (*allowed, *trusted)):
         package = home.partition(".")[0]
         raise ValueError(
-            f"{key} is '{target}', code of the package '{package}', which is not among {', '.join(allowed)}: "
-            f"if you trust it, add allow=[{package}] to the command or set BDG_ALLOW={package}"
+            f"{key} is '{target}', code of the package '{package}', which is not among "
+            f"{', '.join([*allowed, *trusted])}: if you trust it, add trust=[{package}] to the command or set "
+            f"BDG_TRUST={package}"
         )
+
+
+def _is_in(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)

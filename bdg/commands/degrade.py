@@ -23,6 +23,7 @@ import datamodules
 from bdg.commands.compose import build
 from bdg.commands.request import Request
 from bdg.commands.restore import SHOWN, check_free, plan
+from bdg.documents import parse
 from bdg.panel import panel
 from datamodules.degradations.base import Recipe, to_bytes
 from datamodules.degradations.composition import Composition, replay
@@ -123,7 +124,7 @@ def drawn(config: DictConfig, images: Iterable[str]) -> list[Way]:
 
 def repeated(config: DictConfig, images: Iterable[str], folder: bool) -> list[Way]:
     """What the records in `recipe` say; for one image the only record will do, whatever image it was made of."""
-    known = [*_built(config.degradation, config.allow).values(), *_built(config.known, config.allow).values()]
+    known = [*_built(config.degradation, config.trust).values(), *_built(config.known, config.trust).values()]
 
     def make(recipe: Recipe, x_hq: Colour) -> tuple[Colour, Recipe]:
         return replay(x_hq, recipe, known), recipe
@@ -148,11 +149,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records in a file: one, a list, or one a line (.jsonl). A bare recipe is a record of no image."""
     if not path.is_file():
         raise FileNotFoundError(f"recipe={path}: no such file: give one that bdg degrade wrote")
-    text = path.read_text(encoding="utf-8")
+    data = path.read_bytes()
     try:
-        found = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"recipe={path} is not JSON ({error}): give a file that bdg degrade wrote") from None
+        found = [parse(line) for line in data.splitlines()] if path.suffix == ".jsonl" else parse(data)
+    except ValueError as error:
+        raise ValueError(f"recipe={path} is {error}: give a file that bdg degrade wrote") from None
     records = []
     for record in found if isinstance(found, list) else [found]:
         recipe = record.get("recipe", record) if isinstance(record, dict) else None
@@ -161,7 +162,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
                 f"recipe={path} holds no recipe, which names a degradation: give a file that bdg degrade wrote"
             )
         named = {"entry": recipe["degradation"], **(record if "recipe" in record else {}), "recipe": recipe}
-        if Path(str(named["entry"])).name != named["entry"]:  # it becomes a folder
+        for key in ("entry", "image"):
+            if not isinstance(named.get(key, ""), str):
+                raise ValueError(f"recipe={path} has {key}={named[key]!r}, which is no name: correct it")
+        if named["entry"] in ("", "..") or Path(named["entry"]).name != named["entry"]:  # it becomes a folder
             raise ValueError(f"recipe={path} has the entry '{named['entry']}', which is no plain name: correct it")
         records.append(named)
     return records
@@ -174,7 +178,7 @@ def chosen(config: DictConfig) -> dict[str, Any]:
     if unknown := [entry for entry in entries if entry not in nodes]:
         raise ValueError(f"entry={_some(unknown)}: the degradations chosen are {', '.join(nodes)}")
     severity = list(config.severity) if OmegaConf.is_list(config.severity) else config.severity
-    degradations = [build(nodes[entry], allow=config.allow) for entry in entries]
+    degradations = [build(nodes[entry], trust=config.trust) for entry in entries]
     if config.compose:
         return {"_".join(entries): Composition(degradations, severity)}
     if severity is None:
@@ -209,7 +213,7 @@ def degrade(way: Way, source: Path, target: Path) -> dict[str, Any]:
 
 
 def report(records: Sequence[Mapping[str, Any]], skipped: Sequence[str], output: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     for entry, number in Counter(record["entry"] for record in records).items():
         console.print(f"{entry}: degraded {number} image{'' if number == 1 else 's'} into {output}")
     if skipped:
@@ -258,8 +262,8 @@ def preview(config: DictConfig) -> None:
     print(f"{len(rows)} degradations of {path.name} in {target}")
 
 
-def _built(nodes: DictConfig, allow: Sequence[str]) -> dict[str, Any]:
-    return {str(name): build(node, allow=allow) for name, node in nodes.items() if node}
+def _built(nodes: DictConfig, trust: Sequence[str]) -> dict[str, Any]:
+    return {str(name): build(node, trust=trust) for name, node in nodes.items() if node}
 
 
 def _central(x: Colour, size: int) -> Colour:

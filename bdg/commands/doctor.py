@@ -107,7 +107,7 @@ def in_order(
 
 def show(rows: Sequence[Mapping[str, Any]], findings: Sequence[Finding], places: int) -> None:
     """What each set holds, the statistics of its MAS-GLCM, and the findings, of each at most so many places."""
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     for name, group in groupby(rows, itemgetter("set")):
         of_set = list(group)
         console.print(Text(f"{name}", "bold"), table(of_set, counts), sep="\n")

@@ -5,6 +5,8 @@ import re
 import sys
 import traceback
 
+from jobs.secrets import masked
+
 
 def report(command: str, error: Exception) -> None:
     """Print `error` to stderr as `command: error: message`, or with its traceback if it is not the user's to mend.
@@ -12,14 +14,15 @@ def report(command: str, error: Exception) -> None:
     The user's are ValueError, OSError and what Hydra, OmegaConf and YAML raise. BDG_TRACEBACK=1 shows every traceback.
     """
     from_config = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml")
-    if os.environ.get("BDG_TRACEBACK") == "1" or not (from_config or isinstance(error, ValueError | OSError)):
-        traceback.print_exception(error)
+    mendable = from_config or isinstance(error, ValueError | OSError) or "DataLoader worker" in str(error)  # torch's
+    if os.environ.get("BDG_TRACEBACK") == "1" or not mendable:
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     else:
-        print(f"{command}: error: {_message(error, from_config)}", file=sys.stderr)
+        print(f"{command}: error: {masked(_message(error, from_config))}", file=sys.stderr)
 
 
 def _message(error: Exception, from_config: bool) -> str:
-    texts = [str(error)]
+    texts = [str(error), *getattr(error, "__notes__", [])]
     if from_config and type(error.__cause__).__module__.startswith("omegaconf"):
         texts.append(str(error.__cause__))  # Hydra leaves the reason to the exception that it was raised from
     if override := getattr(error, "override", None):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, Group, RenderableType
 from rich.progress import track
 from rich.table import Table
@@ -21,10 +21,13 @@ from bdg.commands.restore import Restore, check_free, describe, load_restorer, r
 from bdg.metrics import Protocol, RestorationMetrics, psnr
 from bdg.panel import panel, to_uint8
 from bdg.types import Image
-from datamodules.images import Picture, check_format, read_image, write_image
-from datamodules.layouts import Item, find
+from datamodules import shards
+from datamodules.degradations.base import from_bytes
+from datamodules.images import Picture, check_format, read_image, upright_size, write_image
+from datamodules.layouts import Item, look
 from datamodules.pipeline import to_float
 from datamodules.restoration import RestorationData
+from datamodules.scale import enlarged, scale_of
 from jobs.run import write_text
 
 Batch = Mapping[str, Any]
@@ -38,22 +41,35 @@ COLUMNS = {"num_images": "images", "psnr_input": "PSNR in", "psnr": "PSNR", "gai
 
 @dataclass(frozen=True)
 class Source:
-    """What is measured: batches, and the names of their labels. `about`: how a report names it."""
+    """What is measured: batches, and the names of their labels.
+
+    about, text: how a report and the terminal name it. scales: how many times smaller degraded images were before they were
+    enlarged, if any.
+    """
 
     degradations: Sequence[str]
     batches: Iterable[Batch]
     num_batches: int
     about: Mapping[str, Any]
+    text: str
+    scales: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by degradation and of every image, with what one must know to measure them again."""
+    """Scores by degradation and of every image, with what one must know to measure them again; `scales` as in `Source`."""
 
     protocol: Protocol
     scores: Mapping[str, Mapping[str, float]]
     images: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
+    scales: Sequence[int] = ()
+
+    @property
+    def text(self) -> str:
+        """The protocol in words, with what was done to the degraded images before."""
+        smaller = ", ".join(f"x{scale}" for scale in self.scales)
+        return f"{self.protocol}" + (f"; degraded images of {smaller} enlarged by bicubic" if smaller else "")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, as JSON takes it."""
@@ -61,7 +77,7 @@ class Report:
             "color": self.protocol.color,
             "border": self.protocol.border,
             "round_uint8": self.protocol.round_uint8,
-            "text": str(self.protocol),
+            "text": self.text,
         }
         return {"protocol": protocol, **self.about, "scores": self.scores, "images": self.images}
 
@@ -74,13 +90,13 @@ class Report:
             table.add_column(COLUMNS.get(key, key.upper()), justify="right")
         for name, row in self.scores.items():
             table.add_row(name, *(_digits(key, row[key]) for key in order), end_section=name == list(self.scores)[-2])
-        return Group(f"protocol: {self.protocol}", table)
+        return Group(f"protocol: {self.text}", table)
 
 
 def run(config: DictConfig, request: Request) -> None:
     restorer = load_restorer(config)
     restore, settings = restoring(restorer, config)
-    protocol = build(config.protocol, allow=config.allow)
+    protocol = build(config.protocol, trust=config.trust)
     source = open_source(config)
     watching: list[Seen] = []
     gallery = Gallery(source.degradations, protocol)
@@ -91,11 +107,11 @@ def run(config: DictConfig, request: Request) -> None:
     if config.outputs:
         check_free([Path(config.outputs)], config.overwrite)
         watching.append(Outputs(Path(config.outputs), source.degradations))
-    console = Console(highlight=False)
-    console.print(f"weights {restorer}; {describe(settings)}", soft_wrap=True)
+    console = Console(markup=False, highlight=False)
+    console.print(f"weights {restorer}; {describe(settings)}\n{source.text}", soft_wrap=True)
     bar = track(source.batches, "evaluating", source.num_batches, console=Console(stderr=True), transient=True)
     about = {"weights": str(restorer), **source.about, **settings}
-    report = evaluate(restore, bar, source.degradations, protocol, about, watching)
+    report = evaluate(restore, bar, source.degradations, protocol, about, watching, source.scales)
     console.print(report.table())
     if config.picture:
         write_image(config.picture, gallery.picture())
@@ -110,6 +126,7 @@ def evaluate(
     protocol: Protocol,
     about: Mapping[str, Any] | None = None,
     watching: Sequence[Seen] = (),
+    scales: Sequence[int] = (),
 ) -> Report:
     """Restores every batch and measures it. `about`: what the report should say of weights, data and settings."""
     metrics = RestorationMetrics(degradations, protocol)
@@ -124,7 +141,7 @@ def evaluate(
         for seen in watching:
             seen(batch, restored)
     images = [facts[row.pop("index")] | row for row in metrics.per_image()]
-    return Report(protocol, metrics.compute(), images, about or {})
+    return Report(protocol, metrics.compute(), images, about or {}, scales)
 
 
 def severities(batch: Batch) -> list[float | None]:
@@ -189,17 +206,27 @@ class Outputs:
 
 
 def open_source(config: DictConfig) -> Source:
-    """A folder of pairs, or shards, which may also be named by their folder."""
+    """A folder of pairs, or shards, which may also be named by their folder; of several parts the one that `part` says."""
     folder = Path(config.source)
-    shards = sorted(path.name for path in folder.glob("*.tar")) if folder.is_dir() else []
-    if folder.is_dir() and not shards:
-        return _pairs(folder)
-    parts = sorted({name.rpartition("-")[0] for name in shards})
-    if len(parts) > 1 and "test" not in parts:
-        choices = ", ".join(f"'{folder}/{part}-*.tar'" for part in parts)
-        raise ValueError(f"source={folder} holds shards of several parts, none of them test: name one of {choices}")
-    pattern = config.source if not shards else f"{folder}/{'test' if 'test' in parts else parts[0]}-*.tar"
-    degradations = {name: node and build(node, allow=config.allow) for name, node in config.degradation.items()}
+    parts = {path.name.rpartition("-")[0] for path in folder.glob("*.tar")} if folder.is_dir() else set()
+    if folder.is_dir() and not parts:
+        return _pairs(config, folder)
+    part = _part(config, parts) if parts or config.part else None
+    return _shards(config, f"{folder}/{part}-*.tar" if part else config.source)
+
+
+def _part(config: DictConfig, parts: Collection[str]) -> str:
+    """The part that is asked for, or else test, or else the only one: nobody measures training images without knowing."""
+    (only,) = parts if len(parts) == 1 else ("test",)
+    part = config.part or only
+    if part not in parts:
+        choices = " or ".join(f"part={name}" for name in sorted(parts))
+        raise ValueError(f"source={config.source} has no part '{part}': {choices or 'leave part out'}")
+    return str(part)
+
+
+def _shards(config: DictConfig, pattern: str) -> Source:
+    degradations = {name: node and build(node, trust=config.trust) for name, node in config.degradation.items()}
     data = RestorationData(
         degradations,
         crop=1,  # crop, flip and seed are for training only
@@ -207,43 +234,93 @@ def open_source(config: DictConfig) -> Source:
         seed=0,
         batch_size=1,
         val_crop=config.crop,
-        val_severities=list(config.severities),
+        val_severities=_severities(config, degradations),
         num_workers=config.num_workers,
     )
     batches = data.measured(pattern)
-    about = {"data": str(pattern), "severities": data.val_severities, "crop": data.val_crop}
-    return Source(list(degradations), batches, len(batches), about)
+    scales = (sample.scale for sample in shards.index(shards.expand(pattern)) if sample.lq)
+    about = {"data": pattern, "severities": data.val_severities, "crop": data.val_crop}
+    text = f"data {pattern}: {len(batches)} images"
+    return Source(list(degradations), batches, len(batches), about, text, _above_1(scales))
 
 
-def _pairs(folder: Path) -> Source:
-    items = find(folder)
-    if items[0].lq is None:
+def _severities(config: DictConfig, degradations: Mapping[str, Any]) -> list[float] | None:
+    if config.severities is None:
+        return None
+    severities = list(config.severities) if OmegaConf.is_list(config.severities) else [config.severities]
+    if without := [name for name, degrade in degradations.items() if degrade and not hasattr(degrade, "severity")]:
+        raise ValueError(
+            f"severities={severities}, but {', '.join(without)} in degradation have none: "
+            "type severities=null, which draws once for each image"
+        )
+    return severities
+
+
+def _pairs(config: DictConfig, folder: Path) -> Source:
+    reading = {key: None if config[key] is None else f"{config[key]}" for key in ("layout", "gopro", "scale")}
+    found = look(folder, **reading)
+    found.refuse_gaps()
+    pairs = [item for item in found.items if item.lq]
+    if not pairs:
         raise ValueError(
             f"source={folder} holds clean images only, nothing to restore: pack it first (bdg pack {folder} SHARDS) and "
             "evaluate SHARDS, or give a folder with lq/ and gt/"
         )
+    parts = {item.part for item in pairs if item.part}
+    part = _part(config, parts) if parts or config.part else None
+    items = [item for item in pairs if item.part == part]
     names = sorted({str(item.degradation) for item in items})
-    return Source(names, _read_pairs(items, names), len(items), {"data": str(folder)})
+    text = f"data {folder}, layout {found.layout}: {len(items)} pairs" + (f" of the part {part}" if part else "")
+    rest = {"pairs": len(pairs) - len(items), "clean images": len(found.items) - len(pairs)}
+    if left_out := " and ".join(f"{count} {what}" for what, count in rest.items() if count):
+        text += f"; not measured: {left_out}"
+    about = {"data": str(folder), "layout": found.layout, "part": part}
+    return Source(names, _read_pairs(items, names), len(items), about, text, _above_1(map(_scale, items)))
+
+
+def _above_1(scales: Iterable[int]) -> list[int]:
+    return sorted({scale for scale in scales if scale > 1})
+
+
+def _scale(item: Item) -> int:
+    """From the headers: what does not fit together is said before hours of restoring."""
+    assert item.lq is not None
+    hq, lq = (_size(path) for path in (item.hq, item.lq))
+    scale = scale_of(hq, lq)
+    if scale is None:
+        raise ValueError(
+            f"{item.lq} and {item.hq} have {lq[0]} x {lq[1]} and {hq[0]} x {hq[1]} pixels: a pair must have one size, or in "
+            "super-resolution the degraded image a whole number of times less"
+        )
+    return scale
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with path.open("rb") as file:
+        return upright_size(file) or read_image(path).array.shape[:2]  # which says what is wrong with it
 
 
 def _read_pairs(items: Sequence[Item], names: Sequence[str]) -> Iterator[Batch]:
     for index, item in enumerate(items):
         assert item.lq is not None
-        x_lq, x_hq = (
-            torch.from_numpy(read_image(path).to_rgb()).permute(2, 0, 1)[None] * 2 - 1 for path in (item.lq, item.hq)
-        )
-        if x_lq.shape != x_hq.shape:
-            sizes = " and ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in (x_lq, x_hq))
-            raise ValueError(f"{item.lq} and {item.hq} have {sizes} pixels: a pair must have one size")
+        lq, hq = read_image(item.lq), read_image(item.hq)
+        size = hq.array.shape[:2]
+        same = lq.array.shape[:2] == size
+        x_lq = lq.to_rgb() if same else from_bytes(enlarged(lq.to_uint8(), size))
         yield {
-            "x_hq": x_hq,
-            "x_lq": x_lq,
+            "x_hq": _tensor(hq.to_rgb()),
+            "x_lq": _tensor(x_lq),
             "label": torch.tensor([names.index(str(item.degradation))]),
             "severity": torch.tensor([math.nan]),
             "index": torch.tensor([index]),
             "key": [item.key],
             "name": [item.lq.name],  # as bdg restore names it, so that both restore the same image
         }
+
+
+def _tensor(rgb: NDArray[np.float32]) -> Image:
+    """h w 3 in [0, 1] as 1 3 h w in [-1, 1]."""
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None] * 2 - 1
 
 
 def _digits(key: str, value: float) -> str:

@@ -19,6 +19,7 @@ from bdg.commands.errors import report
 from bdg.commands.help import help_text
 from bdg.commands.request import Request
 from bdg.commands.verbs import Verb
+from jobs.secrets import hide_secrets
 
 SHARD_RANGE = re.compile(r"^([^=]+)=([^'\"].*\{\d+\.\.\d+\}.*)$")
 """key=a-{000..009}.tar, which the shell hands over without quotes and Hydra's grammar has no meaning for."""
@@ -117,6 +118,8 @@ def cells(hydra: Hydra, overrides: Sequence[str]) -> list[tuple[str, ...]]:
 def run(verb: Verb, request: Request) -> None:
     """Compose the config and do the verb's work."""
     logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(hide_secrets)
     logging.getLogger("bdg").setLevel(logging.INFO)
     config = request.compose()
     importlib.import_module(f"bdg.commands.{verb.file}").run(config, request)

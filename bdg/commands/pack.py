@@ -15,6 +15,7 @@ from rich.table import Table
 from bdg.commands.request import Request
 from datamodules.layouts import Found, look
 from datamodules.pack import leaks, pack
+from jobs.run import write_text
 
 IN_PACKAGE = "pkg://"
 SHOWN = 5
@@ -22,7 +23,7 @@ SHOWN = 5
 
 
 def run(config: DictConfig, request: Request) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     found = look(
         folder(config.source),
         layout=config.layout,
@@ -57,7 +58,7 @@ def run(config: DictConfig, request: Request) -> None:
         console.print(f"{config.output}: digest {manifest['digest'][:12]}")
         report |= {"digest": manifest["digest"], "skipped": manifest["skipped"], "parts": rows}
     if config.json:
-        Path(config.json).write_text(json.dumps(report, indent=1) + "\n")
+        write_text(Path(config.json), json.dumps(report, indent=1) + "\n")
 
 
 def _pack(config: DictConfig, found: Found) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def run(config: DictConfig, request: Request) -> None:
 @rank_zero_only
 def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
     config, run = plan.config, plan.run
-    folder, console = Path(config.root) / config.project, Console(highlight=False)
-    restorer = Restorer.load(run.weights, device("auto"), tuple(config.allow))
+    folder, console = Path(config.root) / config.project, Console(markup=False, highlight=False)
+    restorer = Restorer.load(run.weights, device("auto"), tuple(config.trust))
     data, protocol = build(config.data), build(config.protocol)
     data.setup("test")
     batches = data.test_dataloader()

@@ -49,11 +49,7 @@ class Sample:
 
 
 def run(config: DictConfig, request: Request) -> None:
-    degradations = {
-        (name, f"{severity:g}"): build(node, severity=severity)
-        for name, node in config.degradation.items()
-        for severity in config.severities
-    }
+    degradations = ways(config)
     descriptors = {name: build(node) for name, node in config.descriptor.items()}
     samples = find_samples(Path(config.source or PACKAGED), degradations, config.seed)
     photographs = [sample.photograph for sample in samples]
@@ -76,6 +72,18 @@ def run(config: DictConfig, request: Request) -> None:
     show(protocol, scores)
     if config.json:
         write_text(Path(config.json), json.dumps({"protocol": protocol, "descriptors": scores}, indent=1) + "\n")
+
+
+def ways(config: DictConfig) -> dict[tuple[str, str], Degrade]:
+    """(type, level) -> degradation: one for each severity, or a single one of level "" where it has none."""
+    found: dict[tuple[str, str], Degrade] = {}
+    for name, node in config.degradation.items():
+        make = partial(build, node)
+        if hasattr(degrade := make(), "severity"):
+            found |= {(str(name), f"{severity:g}"): make(severity=severity) for severity in config.severities}
+        else:
+            found[str(name), ""] = degrade
+    return found
 
 
 def find_samples(source: Path, degradations: Mapping[tuple[str, str], Degrade], seed: int) -> list[Sample]:
@@ -165,7 +173,7 @@ def show(protocol: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -
         cells = (f"{100 * share['accuracy']:.1f} ± {100 * share['standard_error']:.1f}" for share in shares)
         table.add_row(name, str(result["length"]), *cells)
     table.add_row("(guessing)", "", *(f"{100 * share:.1f}      " for share in protocol["guessing"].values()))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(
         "% right ± standard error over photographs; level: type and level together.\n"

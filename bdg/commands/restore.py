@@ -43,7 +43,7 @@ def run(config: DictConfig, request: Request) -> None:
     check_free([target for _, target in work.pairs], config.overwrite)
     restorer = load_restorer(config)
     restore, settings = restoring(restorer, config)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(f"weights {restorer}; {describe(settings)}")
     skipped = [f"{path}: not an image" for path in work.others]
     done = []
@@ -96,7 +96,7 @@ def check_free(targets: Sequence[Path], overwrite: bool) -> None:
 
 def load_restorer(config: DictConfig) -> Restorer:
     """The weights that `conf/inference.yaml` names, on its device."""
-    return Restorer.load(weights_file(config.weights), device(config.device), tuple(config.allow))
+    return Restorer.load(weights_file(config.weights), device(config.device), tuple(config.trust))
 
 
 def weights_file(given: str | None) -> Path:
@@ -127,7 +127,7 @@ def restoring(restorer: Restorer, config: DictConfig) -> tuple[Restore, dict[str
     """The restorer with the settings of `conf/inference.yaml` given, and those settings as one reads them in a report."""
     node = config.get("sampler") or restorer.about.get("sampler", DEFAULT_SAMPLER)
     steps = node.get("sample_steps") if config.sample_steps is None else config.sample_steps
-    sampler = build(config.sampler, allow=config.allow) if config.get("sampler") else restorer.sampler
+    sampler = build(config.sampler, trust=config.trust) if config.get("sampler") else restorer.sampler
     given = {name: config[name] for name in ("sample_steps", "seed", "tile", "overlap")}
     drawn = {name: value for name, value in node.items() if not name.startswith("_")}
     settings = {"sampler": node["_target_"].rpartition(".")[2], **drawn, **given, "sample_steps": steps}

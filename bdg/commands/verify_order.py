@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from bdg.commands.compose import build
 from bdg.commands.request import Request
 from datamodules.cases import Case
+from datamodules.remote import file_name
 from datamodules.restoration import RestorationData
 from jobs.run import write_text
 
@@ -22,7 +22,7 @@ def run(config: DictConfig, request: Request) -> None:
     for name in ("ranks", "steps"):
         if config[name] < 1:
             raise ValueError(f"{name}={config[name]}: give 1 or more")
-    data = build(config.data, allow=config.allow)
+    data = build(config.data, trust=config.trust)
     geometries = ((config.ranks, data.num_workers), (1, 0))
     digests = [order_digest(data, ranks, workers, config.start, config.steps) for ranks, workers in geometries]
     table = Table("ranks", "workers", "in parts", "digest of the order")
@@ -32,7 +32,7 @@ def run(config: DictConfig, request: Request) -> None:
         table.add_row(*map(str, rows[-1].values()))
     same = len(set(digests)) == 1
     images = config.steps * data.batch_size
-    console = Console(highlight=False)
+    console = Console(markup=False, highlight=False)
     console.print(table)
     console.print(
         f"reader={data.reader}, {images} samples from step {config.start} on: {'the same' if same else 'not the same'}",
@@ -47,7 +47,7 @@ def order_digest(data: RestorationData, ranks: int, workers: int, start: int, st
     """16 hexadecimal digits of which sample, shard and label stand at each place of these steps, over all ranks."""
     total = hashlib.sha256()
     for case in order(data, ranks, workers, start, steps):
-        total.update(f"{case.index} {os.path.basename(case.sample.shard)} {case.sample.key} {case.label}\n".encode())
+        total.update(f"{case.index} {file_name(case.sample.shard)} {case.sample.key} {case.label}\n".encode())
     return total.hexdigest()[:16]
 
 

@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 from numpy.random import Generator
 
 from datamodules.degradations.base import Picture, Recipe, Replayable, severity_range, uniform
+from datamodules.degradations.recipes import check
 
 
 @dataclass(frozen=True)
@@ -62,15 +64,16 @@ def replay(x_hq: Picture, recipe: Mapping[str, Any], degradations: Iterable[Any]
     The degradation that the recipe names is looked for among `degradations` and the parts of compositions in them, by the
     `name` of each; the first counts. A mixture needs no degradation of its name: its parts are replayed one by one.
 
-    Raises ValueError for a recipe that names none, or one that is not there.
+    Raises ValueError for a recipe that names none, or one that is not there, and for what is no recipe: it may be anybody's.
     """
+    check(recipe)
     known: dict[str, Replayable] = {}
     for degradation in _simple(degradations):
         known.setdefault(degradation.name, degradation)
     x = x_hq
     for part in _steps(recipe):
         name = part.get("degradation")
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(
                 f"a recipe names the degradation '{name}', which is not among {', '.join(known)}: "
                 "add the choice that has it, as in degradation=[all,cdd11]"
@@ -81,6 +84,12 @@ def replay(x_hq: Picture, recipe: Mapping[str, Any], degradations: Iterable[Any]
             raise ValueError(
                 f"a recipe of '{name}' lacks {error}: it was changed, or written by another version"
             ) from error
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, cv2.error) as error:
+            raise ValueError(
+                f"a recipe of '{name}' cannot be repeated ({error}): it was changed, or written by another version"
+            ) from error
+        if x.shape != x_hq.shape:
+            raise ValueError(f"a recipe of '{name}' makes {x.shape} of {x_hq.shape}: it was changed")
     return x
 
 

@@ -15,9 +15,9 @@ LOL = [
     Rule("{eval15,LOLdataset/eval15,test}", "low", "high", "low_light", "test", "LOL"),
 ]
 
-SNOW100K = [  # all/ and media/ are what the two archives unpack to; masks lie beside the pairs and are left out
-    Rule("{train,all}", "synthetic", "gt", "snow", "train", "Snow100K"),
-    Rule("{test,{,media/}jdway/GameSSD/overlapping/test}/*", "synthetic", "gt", "snow", "test"),
+SNOW100K = [  # all/ and media/ are what the two archives unpack to, here or each into a folder of its name; masks are left out
+    Rule("{train,{,Snow100K-training/}all}", "synthetic", "gt", "snow", "train", "Snow100K"),
+    Rule("{test,{,Snow100K-testset/}{,media/}jdway/GameSSD/overlapping/test}/*", "synthetic", "gt", "snow", "test"),
 ]
 
 

@@ -202,6 +202,6 @@ def test_a_package_the_user_allows_is_trusted(tmp_path, monkeypatch):
 
     monkeypatch.setitem(__import__("sys").modules, "garden", SimpleNamespace(Mine=Mine))
     save_weights(tmp_path / "w", {}, METADATA | {"network": {"_target_": "garden.Mine"}})
-    with pytest.raises(ValueError, match=r"allow=\[garden\]"):
+    with pytest.raises(ValueError, match=r"trust=\[garden\]"):
         Restorer.load(tmp_path / "w")
-    assert isinstance(Restorer.load(tmp_path / "w", allow=["garden"]).denoise.network, Mine)
+    assert isinstance(Restorer.load(tmp_path / "w", trust=["garden"]).denoise.network, Mine)

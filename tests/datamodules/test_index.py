@@ -2,6 +2,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,35 @@ def test_file_of_somebody_else_with_that_name_is_left_alone(packed):
     assert index.read_bytes() == b"0 512 a.png\n"
 
 
+@pytest.mark.parametrize(
+    "head", [b"\n", b"[]\n", b'{"format": "bdg-index-1"}\n', b'{"format": "bdg-index-0", "size": 1}\n', b"{" * 100]
+)
+def test_what_only_looks_like_an_index_is_refused(packed, head):
+    index = packed / "train-000000.tar.index"
+    index.write_bytes(head)
+    with pytest.raises(ValueError, match=r"train-000000\.tar\.index is no index of a shard .*: remove it, or move it"):
+        shards.index([str(index.with_suffix(""))])
+
+
+def test_index_that_is_cut_off_is_refused(packed):
+    index = packed / "train-000000.tar.index"
+    os.truncate(index, length := index.stat().st_size - 1)
+    with pytest.raises(ValueError, match=rf"has {length} bytes and not {length + 1}: copy it again, or remove it"):
+        shards.index([str(index.with_suffix(""))])
+
+
+def test_index_whose_digest_is_not_that_of_the_manifest_is_made_anew(packed):
+    """Same size, same time: of two packings that were copied over one another."""
+    path = packed / "train-000000.tar"
+    before = list(shards.index([str(path)]))
+    manifest = json.loads((packed / "manifest.json").read_text())
+    manifest["shards"][path.name]["sha256"] = "0" * 64
+    (packed / "manifest.json").write_text(json.dumps(manifest))
+    made = Path(f"{path}.index").stat().st_mtime_ns
+    assert list(shards.index([str(path)])) == before
+    assert Path(f"{path}.index").stat().st_mtime_ns > made
+
+
 def test_index_is_whole_or_not_there(packed, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
@@ -183,6 +213,19 @@ BAD = {
     "has a .json member that is no object": {"b.png": png(), "b.json": b"[]"},
     "has scale 0, which must be a whole number": {"b.png": png(), "b.json": b'{"scale": 0}'},
 }
+
+
+def test_sample_with_a_name_in_another_alphabet_stops_or_is_left_out(tmp_path, caplog):
+    with tarfile.open(tmp_path / "x.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as file:
+        for name in ("a.png", "f\xfcnf.png"):
+            header = tarfile.TarInfo(name)
+            header.size = len(png())
+            file.addfile(header, io.BytesIO(png()))
+    with pytest.raises(
+        ValueError, match=r"1 of 2 samples cannot be used: .*sample 'f\?nf' has a name that is not UTF-8"
+    ):
+        shards.index([f"{tmp_path}/x.tar"])
+    assert [s.key for s in shards.index([f"{tmp_path}/x.tar"], on_error="skip")] == ["a"]
 
 
 @pytest.mark.parametrize("fault", BAD)

@@ -1,7 +1,8 @@
 """The order of samples as pure functions, over drawn numbers of ranks, workers, shards and steps."""
 
 from collections import Counter
-from itertools import islice, permutations
+from itertools import chain, islice, permutations
+from math import ceil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datamodules.order import Deal, Order, Permutation, Place, forward, permutation
-from datamodules.pipeline import Dealt, DealtForward, Share
+from datamodules.pipeline import Dealt, DealtForward, Listed, ListedForward, Share
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -186,6 +187,33 @@ def test_forward_reader_resumes_with_the_same_ranks_and_workers(counts, seed, ra
 def test_forward_reader_takes_the_samples_of_a_shard_as_they_come():
     places = list(islice(forward([3, 3], 0, 0, 1), 6))
     assert [place.row for place in places] == [0, 1, 2, 0, 1, 2]
+
+
+# --- validation ---
+
+
+class Measured(list[int]):
+    """Stands in for the validation cases: each is its number. counts: samples of each shard."""
+
+    def __init__(self, counts, variants):
+        self.samples, self.counts = self, np.array(counts)
+        self.ends = variants * np.arange(1, sum(counts) + 1)
+        super().__init__(range(variants * sum(counts)))
+
+
+@quick
+@given(st.sampled_from([Listed, ListedForward]), COUNTS, *(st.integers(1, most) for most in (2, 3, 5, 10)))
+def test_validation_has_every_case_once_and_no_rank_without_work(plan, counts, variants, workers, size, ranks):
+    """Of what idle ranks measure in place of nothing the metrics keep one, by the number of the case."""
+    cases = Measured(counts, variants)
+    plans = [plan(cases, size, rank, ranks) for rank in range(ranks)]
+    of_ranks = [[list(each(worker, workers)) for worker in range(workers)] for each in plans]
+    dealt = counts if plan is ListedForward else [1] * len(cases)
+    idle = sum(not any(dealt[rank::ranks]) for rank in range(ranks))
+    assert sorted(chain(*chain(*of_ranks))) == sorted([*cases, *[0] * idle])
+    for of_rank, each in zip(of_ranks, plans, strict=True):
+        assert any(of_rank)
+        assert sum(ceil(len(numbers) / size) for numbers in of_rank) == each.num_batches(workers)
 
 
 # --- quotas ---

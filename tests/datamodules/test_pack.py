@@ -121,6 +121,7 @@ def test_named_photographs_go_where_they_are_named_and_the_rest_to_the_rest(clea
         ({"train": ["photo1"], "val": ["photo1"]}, "'photo1' is in 'train' and in 'val'"),
         ({"train": "rest", "val": "photo1"}, "give a share"),
         ({"train": "rest", "val": 0.01}, "no photograph is left for 'val'"),
+        ({"../train": "rest"}, "'../train' begins the names of shards"),
     ],
 )
 def test_split_that_does_not_fit_is_refused(clean, tmp_path, parts, message):
@@ -424,14 +425,16 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error(clean, write, tmp_pa
         pack(clean, tmp_path / "out", ALL, on_error="skip", progress=progress)
 
 
-@pytest.mark.parametrize("where", ["_add", "_write_manifest"])
-def test_a_full_disk_leaves_nothing_half_written_and_packing_goes_on_later(clean, tmp_path, monkeypatch, where):
+@pytest.mark.parametrize(("where", "call", "left"), [("_add", 8, 2), ("write_index", 2, 2), ("_write_manifest", 2, 0)])
+def test_a_full_disk_leaves_nothing_half_written_and_packing_goes_on_later(
+    clean, tmp_path, monkeypatch, where, call, left
+):
     pack(clean, tmp_path / "whole", ALL, shard_size=3)
     function, calls = getattr(pack_module, where), []
 
     def full(*args, **more):
         calls.append(args)
-        if len(calls) == (8 if where == "_add" else 2):
+        if len(calls) == call:
             raise OSError(errno.ENOSPC, "No space left on device")
         return function(*args, **more)
 
@@ -446,7 +449,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_packing_goes_on_later(clean
     written = []
     monkeypatch.setattr(pack_module, "_write_shard", seen(pack_module._write_shard, written))
     pack(clean, tmp_path / "out", ALL, shard_size=3)
-    assert len(written) == (2 if where == "_add" else 0)
+    assert len(written) == left
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 

@@ -12,6 +12,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -58,6 +60,28 @@ def mixed(tmp_path, write):
 
 
 # --- ranks, workers, restarts ---
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ranks=st.sampled_from([1, 2, 3, 12]),
+    parts=st.integers(1, 2),
+    window=st.sampled_from([None, 1, 2]),
+    quotas=st.sampled_from([None, {"noise": 2, "haze": 1}]),
+    stop=st.integers(0, 3),
+)
+def test_images_are_the_same_whatever_ranks_parts_and_restarts(four, data, ranks, parts, window, quotas, stop):
+    """Also with more ranks than samples."""
+    chosen = {"batch_size": ranks * parts, "window": window, "quotas": quotas, "crop": 8}
+    alone = list(islice(data(four, **chosen).stream(), 3))
+    together = []
+    for first, last, world, at_once in ((0, stop, ranks, parts), (stop, 3, 1, ranks)):
+        loaders = [data(four, **chosen).stream(first, rank, world, at_once) for rank in range(world)]
+        batches = zip(*(islice(loader, (last - first) * at_once) for loader in loaders), strict=True)
+        together += [batch for of_ranks in batches for batch in of_ranks]
+    for name in ("x_hq", "x_lq", "label", "index"):
+        assert torch.equal(torch.cat([b[name] for b in alone]), torch.cat([b[name] for b in together]))
+    assert list(chain(*(b["key"] for b in alone))) == list(chain(*(b["key"] for b in together)))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -208,15 +232,15 @@ def test_run_goes_on_with_another_number_of_parts(packed, data, tmp_path, parts,
             accumulate_grad_batches=accumulated,
             val_check_interval=6 * accumulated,
             check_val_every_n_epoch=None,
-            callbacks=Checkpoint(f"{tmp_path}/last.ckpt", every_n_steps=2),
+            callbacks=Checkpoint(f"{tmp_path}", every_n_steps=2),
         )
         trainer.fit(model, datamodule=data(packed), ckpt_path=ckpt, weights_only=True)
         return model
 
     begun = fit(parts, stopped_after)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     resumed = fit(more_parts, 6, tmp_path / "last.ckpt")
 
-    kept = 2 if stopped_after == 4 else 4  # the state after the last step is not kept
     steps = {step: places for step, places in begun.trained.items() if step < kept} | resumed.trained
     assert steps == {step: list(range(4 * step, 4 * step + 4)) for step in range(6)}
     assert (begun.validated, resumed.validated) == (0, 28)
@@ -404,7 +428,7 @@ import lightning as L, torch
 from datamodules.degradations.noise import GaussianNoise
 from datamodules.restoration import RestorationData
 
-folder, reader, out, steps, ckpt = sys.argv[1:]
+folder, reader, out, ranks, steps, ckpt = sys.argv[1:]
 
 class Recorder(L.LightningModule):
     def __init__(self):
@@ -426,7 +450,7 @@ class Recorder(L.LightningModule):
 data = RestorationData({"noise": GaussianNoise()}, f"{folder}/*.tar", f"{folder}/*.tar", crop=16, flip=True, batch_size=4,
                        num_workers=2, val_crop=16, val_severities=[1], seed=0, reader=reader)
 model = Recorder()
-trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_steps=int(steps), val_check_interval=int(steps),
+trainer = L.Trainer(accelerator="cpu", devices=int(ranks), strategy="ddp", max_steps=int(steps), val_check_interval=int(steps),
                     check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False,
                     enable_checkpointing=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 trainer.fit(model, datamodule=data, ckpt_path=ckpt or None, weights_only=True)
@@ -441,22 +465,18 @@ with open(f"{out}-{trainer.global_rank}.json", "w") as file:
 def test_two_ranks_with_two_workers_train_resume_and_validate(four, tmp_path, reader):
     (tmp_path / "training.py").write_text(TRAINING)
 
-    def run(name: str, steps: int, ckpt: str = "") -> list[list]:
-        command = [
-            sys.executable,
-            str(tmp_path / "training.py"),
-            str(four),
-            reader,
-            str(tmp_path / name),
-            str(steps),
-            ckpt,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    def run(name: str, ranks: int, steps: int, ckpt: str = "") -> tuple[list[list[str]], list[int]]:
+        """The keys of each step, over all ranks, and the cases that were validated."""
+        words = [tmp_path / "training.py", four, reader, tmp_path / name, ranks, steps, ckpt]
+        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        return [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+        of_ranks = [json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
+        trained, validated = zip(*of_ranks, strict=True)
+        return [list(chain(*parts)) for parts in zip(*trained, strict=True)], sorted(chain(*validated))
 
-    whole, begun = run("whole", 9), run("begun", 4)
-    resumed = run("resumed", 9, str(tmp_path / "begun.ckpt"))
-    for rank in range(2):
-        assert begun[rank][0] + resumed[rank][0] == whole[rank][0]
-    assert sorted(whole[0][1] + whole[1][1]) == list(range(11))
+    whole, begun = run("whole", 2, 9), run("begun", 2, 4)
+    resumed = run("resumed", 2, 9, f"{tmp_path}/begun.ckpt")
+    assert begun[0] + resumed[0] == whole[0]
+    assert whole[1] == resumed[1] == list(range(11))
+    if reader == "indexed":
+        assert run("alone", 1, 9, f"{tmp_path}/begun.ckpt") == resumed

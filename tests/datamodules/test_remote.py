@@ -1,31 +1,49 @@
 """Shards behind URLs, on a server of this machine and in fsspec's memory, and the bounded cache of their copies."""
 
+import logging
 import os
+import shutil
+import tarfile
 import threading
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
+from urllib.parse import quote
 
 import fsspec
 import pytest
 import torch
+from PIL import Image
 
 from datamodules import remote, shards
+from datamodules.images import decode
+from datamodules.pack import pack
 from datamodules.remote import Cache
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
+SECRET = "aB3/x+9="
+
+
 class Server(ThreadingHTTPServer):
-    """Serves a folder and counts what is fetched; answers for `broken` files end after 100 bytes."""
+    """Serves a folder whole files at a time, ignores ranges, and counts what is fetched.
+
+    Answers for `broken` files end after 100 bytes; it does not say how long `endless` ones are. /moved/X redirects to X. With
+    a `token` all else than ?token=... is forbidden.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.fetched: Counter[str] = Counter()
         self.broken: set[str] = set()
+        self.endless: set[str] = set()
+        self.token = ""
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
 
     @property
@@ -40,6 +58,20 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self):
         self.server.fetched[self.path] += 1
         super().do_GET()
+
+    def send_head(self):
+        if self.server.token and not self.path.endswith(f"?token={self.server.token}"):
+            return self.send_error(403)
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        return super().send_head()
+
+    def send_header(self, name, value):
+        if name != "Content-Length" or self.path not in self.server.endless:
+            super().send_header(name, value)
 
     def copyfile(self, source, outputfile):
         outputfile.write(source.read(100) if self.path in self.server.broken else source.read())
@@ -58,7 +90,7 @@ def server(packed):
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
     """Manifests of addresses are kept by a process; tests do not wait."""
-    shards._manifest.cache_clear()
+    shards._read_manifest.cache_clear()
     monkeypatch.setattr(remote, "RETRIES_S", (0.0,))
     monkeypatch.setattr(remote, "PATIENCE_S", 0.0)
 
@@ -119,13 +151,36 @@ def test_remote_shards_without_manifest_and_index_are_read_once(server, packed, 
     assert server.fetched["/train-000000.tar"] == 1
 
 
-def test_copy_of_a_shard_that_changed_since_is_fetched_anew(server, packed, tar, tmp_path):
+@pytest.mark.parametrize("same_size", [True, False])
+def test_copy_of_a_shard_that_changed_since_is_fetched_anew(server, packed, tar, tmp_path, same_size):
     (packed / "manifest.json").unlink()
+    cache, path, url = Cache(tmp_path / "cache"), packed / "train-000000.tar", f"{server.url}/train-000000.tar"
+    Path(f"{path}.index").unlink()
+    for second, (name, length) in enumerate((("old", 10), ("new", 10 if same_size else 10_000))):
+        tar(path, {f"{name}.png": b"\x89PNG" * length})
+        os.utime(path, (second, second))
+        (sample,) = shards.index([url], cache)
+        assert (sample.key, len(shards.read(sample, cache).hq)) == (name, 4 * length)
+
+
+def test_index_and_copy_are_of_the_version_that_the_manifest_tells(server, packed, clean, write, tmp_path):
     cache, url = Cache(tmp_path / "cache"), f"{server.url}/train-000000.tar"
-    Path(f"{packed}/train-000000.tar.index").unlink()
-    shards.index([url], cache)
-    tar(packed / "train-000000.tar", {"new.png": b"\x89PNG" * 10_000})
-    assert [s.key for s in shards.index([url], cache)] == ["new"]
+    for value in (0, 255):  # flat images of one size
+        for path in clean.glob("*.png"):
+            Image.new("RGB", (48, 40), (value, value, value)).save(path)
+        for path in packed.iterdir():
+            path.unlink()
+        pack(clean, packed, {"train": "rest"}, shard_size=3)
+        shards._read_manifest.cache_clear()
+        (sample, *_) = shards.index([url], cache)
+        assert decode(shards.read(sample, cache).hq).max() == value
+
+
+def test_redirections_are_followed(server, packed, tmp_path):
+    url = f"{server.url}/moved/train-000000.tar"
+    ours = shards.index([url], Cache(tmp_path / "cache"))
+    assert [s.key for s in ours] == [s.key for s in shards.index([f"{packed}/train-000000.tar"])]
+    assert shards.read(ours[0], Cache(tmp_path / "cache")).hq
 
 
 # --- what can go wrong ---
@@ -150,7 +205,7 @@ def test_server_that_does_not_answer_is_an_error_of_one_line(tmp_path):
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_protocol_that_needs_an_extra_names_it(tmp_path):
-    with pytest.raises(OSError, match=r"s3://bucket/.*s3fs.*pip install 'bdg\[remote\]'"):
+    with pytest.raises(OSError, match=r"s3://bucket/.*Install s3fs.*, with pip install$"):
         shards.index(["s3://bucket/x.tar"], Cache(tmp_path))
 
 
@@ -164,6 +219,165 @@ def test_download_that_breaks_off_leaves_nothing(server, packed, tmp_path):
     assert [p.suffix for p in cache.folder.iterdir() if p.suffix in (".tar", ".tmp")] == []
     server.broken.clear()
     assert shards.read(sample, cache).hq
+
+
+def test_server_that_does_not_say_a_length_is_an_error_of_one_line(server, packed, tmp_path):
+    (packed / "manifest.json").unlink()
+    server.endless.add("/train-000000.tar")
+    with pytest.raises(
+        OSError, match=r"train-000000\.tar: the server does not say how long it is: copy the shards to a"
+    ):
+        shards.index([f"{server.url}/train-000000.tar"], Cache(tmp_path))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("reader", ["indexed", "stream"])
+def test_shard_that_is_gone_when_its_turn_comes_is_an_error_of_one_line(
+    server, packed, data, tmp_path, num_workers, reader
+):
+    module = data(packed, reader=reader, num_workers=num_workers, cache=str(tmp_path / "cache"))
+    module.shards = f"{server.url}/train-00000{{0..2}}.tar"
+    stream = module.stream()
+    (packed / "train-000001.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-000001\.tar: there is no such file: check the address$"):
+        list(islice(stream, 4))
+
+
+# --- tokens ---
+
+
+def test_neighbours_of_an_address_are_behind_its_token():
+    assert (
+        remote.beside(f"https://host/set/a.tar?token={SECRET}", "b.json") == f"https://host/set/b.json?token={SECRET}"
+    )
+    assert remote.beside("memory://a.tar", "b.json") == "memory://b.json"
+    assert remote.beside("set/what?.tar", "b.json") == "set/b.json"
+
+
+@pytest.mark.parametrize(
+    ("address", "seen"),
+    [
+        (f"https://host/a.tar?token={SECRET}", "https://host/a.tar?***"),
+        (f"https://user:{SECRET.replace('/', '')}@host/a b.tar", "https://host/a b.tar"),
+        (f"https://host/it's/a.tar#{SECRET}", "https://host/it's/a.tar?***"),
+        ("set/what?.tar", "set/what?.tar"),
+        ("s3://bucket/a@2.tar", "s3://bucket/a@2.tar"),
+    ],
+)
+def test_people_see_addresses_without_what_is_secret(address, seen):
+    assert remote.shown(address) == seen
+
+
+@pytest.fixture
+def secret(server):
+    """The address of shards that are handed out with a token only."""
+    server.token = SECRET
+    return f"{server.url}/train-00000{{0..2}}.tar?token={SECRET}"
+
+
+@pytest.mark.parametrize("reader", ["indexed", "stream"])
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_shards_behind_a_token_give_the_batches_of_local_ones(secret, packed, data, tmp_path, reader, with_manifest):
+    local = data(packed, reader=reader)
+    wanted, digest = list(islice(local.stream(), 4)), local.digest
+    if not with_manifest:
+        for path in (*packed.glob("*.index"), packed / "manifest.json"):
+            path.unlink()
+    there = data(packed, reader=reader, cache=str(tmp_path / "cache"))
+    there.shards = secret
+    assert all(torch.equal(a["x_lq"], b["x_lq"]) for a, b in zip(wanted, islice(there.stream(), 4), strict=True))
+    assert (there.digest == digest) == with_manifest
+    assert there.digest == shards.digest(secret)
+    assert not [path.name for path in there.cache.folder.iterdir() if "token" in path.name]
+
+
+def test_neighbour_that_a_server_does_not_hand_out_is_not_needed(server, packed, tmp_path):
+    """Many servers say so of what there is not, and a signed address is good for one file."""
+    server.token = "of the shard alone"
+    assert remote.load(f"{server.url}/manifest.json") is None
+    with pytest.raises(PermissionError, match=r"does not hand it out: check the address, the rights and the token$"):
+        shards.index([f"{server.url}/train-000000.tar"], Cache(tmp_path))
+
+
+def wrong_token(server, packed):
+    server.token = "another"
+
+
+def broken(server, packed):
+    os.truncate(packed / "train-000001.tar", 3000)
+    (packed / "train-000001.tar.index").unlink()
+
+
+def not_said(server, packed):
+    server.endless.add(f"/train-000001.tar?token={SECRET}")
+
+
+def twice(server, packed):
+    for name in ("tar", "tar.index"):
+        (packed / f"train-000001.{name}").write_bytes((packed / f"train-000000.{name}").read_bytes())
+
+
+def lacking(server, packed):
+    with tarfile.open(packed / "train-000001.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    (packed / "train-000001.tar.index").unlink()
+
+
+def other_index(server, packed):
+    shutil.copy(packed / "train-000002.tar.index", packed / "train-000001.tar.index")
+
+
+def no_index(server, packed):
+    (packed / "train-000001.tar.index").write_bytes(b"something else")
+
+
+def missing(server, packed):
+    (packed / "train-000001.tar").unlink()
+
+
+def cut_short(server, packed):
+    server.broken.add(f"/train-000001.tar?token={SECRET}")
+    (packed / "train-000001.tar.index").unlink()
+
+
+def closed(server, packed):
+    server.server_close()
+
+
+def replaced(server, packed):
+    (packed / "train-000001.tar").write_bytes(b"\1" * (packed / "train-000001.tar").stat().st_size)
+
+
+FAULTS = [wrong_token, broken, not_said, twice, lacking, other_index, no_index, missing, cut_short, closed, replaced]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_token_is_in_no_message_and_no_name_whatever_goes_wrong(fault, secret, server, packed, data, tmp_path, caplog):
+    (packed / "manifest.json").unlink()
+    fault(server, packed)
+    caplog.set_level(logging.INFO, "bdg")
+    cache = tmp_path / "cache"
+    for reader, on_error in product(("indexed", "stream"), ("stop", "skip")):
+        module = data(packed, reader=reader, on_error=on_error, cache=str(cache))
+        module.shards = secret
+        expected = pytest.raises((ValueError, OSError)) if on_error == "stop" else suppress(ValueError, OSError)
+        with expected as caught:
+            list(islice(module.stream(), 4))
+        module.teardown("fit")
+        if caught:
+            said = "".join(traceback.format_exception(caught.value))
+            assert "127.0.0.1" in f"{caught.value}"
+            assert not [line for line in said.splitlines() if SECRET in line or quote(SECRET, safe="") in line]
+    assert SECRET not in caplog.text
+    assert not [path.name for path in cache.rglob("*") if "token" in path.name]
+
+
+def test_stars_behind_a_token_are_refused_with_the_way_out():
+    with pytest.raises(
+        ValueError, match=r"stars do not go with a token: number them, as in \{000000\.\.000099\}"
+    ) as caught:
+        shards.expand(f"https://host/*.tar?token={SECRET}")
+    assert SECRET not in f"{caught.value}"
 
 
 # --- the bounded cache ---

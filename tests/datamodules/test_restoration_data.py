@@ -250,10 +250,14 @@ def test_own_function_as_degradation_needs_no_severity_unless_it_is_fixed(packed
         module.val_dataloader()
 
 
-def test_without_validation_shards_there_is_no_validation(packed, data):
-    module = data(packed)
+def test_without_validation_shards_training_does_without_validation_and_a_warning(packed, data, tmp_path):
+    module, model = data(packed), Recorder()
     module.val_shards = None
-    assert module.val_dataloader() == []
+    settings = {"max_steps": 2, "enable_checkpointing": False, "val_check_interval": 1}
+    trainer(tmp_path, **settings).fit(model, datamodule=module)  # warnings are errors
+    assert (len(model.trained), model.validated) == (8, [])
+    with pytest.raises(ValueError, match=r"no shards are named: give .*data\.val_shards"):
+        trainer(tmp_path, **settings).validate(model, datamodule=module)
 
 
 def test_digest_is_that_of_the_training_shards(packed, data):
@@ -282,6 +286,15 @@ def test_batch_that_ranks_cannot_share_is_refused_with_one_that_they_can(packed,
 def test_crop_larger_than_an_image_stops_at_the_start(packed, data):
     with pytest.raises(ValueError, match=r"7 of 7 images are smaller than the crop of 64 pixels, .*48x40"):
         data(packed, crop=64).setup("fit")
+
+
+def test_small_image_that_is_left_out_for_its_key_stops_nothing(tmp_path, tar, write, data):
+    large, small = (write(tmp_path / f"{n}.png", shape=(n, n, 3)).read_bytes() for n in (32, 8))
+    (tmp_path / "set").mkdir()
+    for name, image in (("1", large), ("2", small)):
+        tar(tmp_path / "set" / f"{name}.tar", {"a.png": image})
+    batch = next(iter(data(tmp_path / "set", on_error="skip").stream()))
+    assert batch["key"] == ["a"] * 4
 
 
 def test_crop_larger_than_an_image_is_one_clear_error_also_without_a_manifest(packed, data):

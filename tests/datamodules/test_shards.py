@@ -119,6 +119,20 @@ def test_what_is_not_a_tar_file_is_refused(tmp_path, data):
         shards.index([str(tmp_path / "x.tar")])
 
 
+@pytest.mark.parametrize("said", [[], {"shards": {"train-000000.tar": 7}}, {"complete": False}])
+def test_manifest_of_somebody_else_says_nothing(packed, said):
+    for path in packed.glob("*.index"):
+        path.unlink()
+    (packed / "manifest.json").write_text(json.dumps(said))
+    assert len(shards.index(shards.expand(f"{packed}/*.tar"))) == 7
+
+
+def test_manifest_that_is_no_json_is_an_error_of_one_line(packed):
+    (packed / "manifest.json").write_text('{"format": "bdg-sh')
+    with pytest.raises(ValueError, match=r"manifest\.json: not JSON .*: pack the folder again, or remove this file$"):
+        shards.expand(f"{packed}/*.tar")
+
+
 def test_digest_tells_contents_apart_and_not_places(clean, write, tmp_path):
     for name in ("a", "b"):
         pack(clean, tmp_path / name, {"train": "rest"}, shard_size=3)

@@ -270,7 +270,7 @@ def test_degradation_of_another_package_is_degraded_and_repeated(photo, tmp_path
     )
     Path("conf/degradation").mkdir(parents=True)
     Path("conf/degradation/negative.yaml").write_text("negative:\n  _target_: elsewhere.Negative\n")
-    words = ("degradation=[rain,negative]", "allow=[elsewhere]")
+    words = ("degradation=[rain,negative]", "trust=[elsewhere]")
     assert run(photo, "a.png", *words, "entry=negative", "json=r.json") == 0
     assert np.array_equal(read_image("a.png").array, 255 - read_image(photo).array)
     assert run(photo, "b.png", *words, "recipe=r.json") == 0

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from bdg.commands.compose import compose
@@ -12,10 +13,12 @@ from bdg.commands.evaluate import Gallery, evaluate, open_source, run
 from bdg.commands.request import Request
 from bdg.metrics import Protocol, psnr
 from bdg.networks.unet import UNet
+from bdg.panel import to_uint8
 from bdg.restoration import Restorer
 from bdg.weights import save_weights
 from datamodules.images import read_image, write_image
 from datamodules.pack import pack
+from datamodules.pipeline import to_float
 
 RNG = np.random.default_rng(0)
 METADATA = {
@@ -148,7 +151,8 @@ def test_clean_shards_are_degraded_and_pictures_and_outputs_written(clean_shards
 
 def test_evaluating_twice_gives_the_same_bytes(clean_shards, weights, tmp_path):
     for name in ("1.json", "2.json"):
-        command(f"source={clean_shards}", f"weights={weights}", "severities=[3]", f"json={tmp_path / name}")
+        words = ("degradation=noise", "severities=[3]", "crop=32", f"json={tmp_path / name}")
+        command(f"source={clean_shards}", f"weights={weights}", *words)
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
 
 
@@ -172,10 +176,93 @@ def test_sources_that_cannot_be_measured_say_what_to_do(tmp_path, clean_shards):
     for part in ("train", "val"):
         (tmp_path / "parts").mkdir(exist_ok=True)
         (tmp_path / "parts" / f"{part}-000000.tar").touch()
-    assert "name one of" in source_error(tmp_path / "parts")
+    assert "has no part 'test': part=train or part=val" in source_error(tmp_path / "parts")
     write_image(tmp_path / "odd" / "lq" / "a.png", np.zeros((20, 20, 3), np.uint8))
     write_image(tmp_path / "odd" / "gt" / "a.png", np.zeros((20, 21, 3), np.uint8))
     assert "20 x 20 and 20 x 21 pixels: a pair must have one size" in source_error(tmp_path / "odd")
+
+
+def noise(path, size: int = 24, seed: int = 0) -> None:
+    write_image(path, np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def lol(tmp_path):
+    """Two training pairs, and one to test on."""
+    for i, folder in enumerate(("our485", "our485", "eval15")):
+        for side in ("low", "high"):
+            noise(tmp_path / "LOLdataset" / folder / side / f"{i}.png", seed=i)
+    return tmp_path / "LOLdataset"
+
+
+@pytest.mark.parametrize(("words", "keys"), [((), {"eval15_2"}), (("part=train",), {"our485_0", "our485_1"})])
+def test_of_a_data_set_with_parts_only_one_is_measured_and_named(lol, weights, tmp_path, capsys, words, keys):
+    pack(lol, tmp_path / "shards", {"train": "rest"})
+    part = "train" if words else "test"
+    for source in (lol, tmp_path / "shards"):
+        command(f"source={source}", f"weights={weights}", *words, f"json={tmp_path / 'scores.json'}")
+        assert {image["key"] for image in json.loads((tmp_path / "scores.json").read_text())["images"]} == keys
+    said = capsys.readouterr().out
+    assert f"layout lol: {len(keys)} pairs of the part {part}; not measured: {3 - len(keys)} pairs" in said
+    assert f"data {tmp_path}/shards/{part}-*.tar: {len(keys)} images" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("part=val",), "has no part 'val': part=test or part=train"),
+        (("layout=photographs",), "clean images only"),
+        (("scale=4",), "scale=4: .* no versions to choose from"),
+    ],
+)
+def test_what_a_data_set_does_not_have_is_refused(lol, words, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(compose("evaluate", [f"source={lol}", *words]))
+
+
+def test_parts_of_what_has_none_are_refused(pairs):
+    for source in (pairs, "x/test-*.tar"):
+        with pytest.raises(ValueError, match="has no part 'test': leave part out"):
+            open_source(compose("evaluate", [f"source={source}", "part=test"]))
+
+
+def test_clean_images_beside_pairs_are_left_out_and_counted(tmp_path):
+    noise(tmp_path / "test" / "denoise" / "bsd68" / "1.png")
+    for side in ("input", "target"):
+        noise(tmp_path / "test" / "derain" / "Rain100L" / side / "1.png")
+    source = open_source(compose("evaluate", [f"source={tmp_path}"]))
+    assert [batch["key"] for batch in source.batches] == [["test_derain_Rain100L_1"]]
+    assert source.text.endswith("layout airnet: 1 pairs of the part test; not measured: 1 clean images")
+
+
+def test_smaller_degraded_images_are_enlarged_as_in_training_and_the_protocol_says_so(weights, tmp_path, capsys):
+    noise(tmp_path / "realsr" / "gt" / "a.png", 40)
+    noise(tmp_path / "realsr" / "lq" / "a.png", 10)
+    pack(tmp_path / "realsr", tmp_path / "shards", {"test": "rest"})
+    expected = Image.open(tmp_path / "realsr/lq/a.png").resize((40, 40), Image.Resampling.BICUBIC)
+    for source in (tmp_path / "realsr", tmp_path / "shards"):
+        words = (f"source={source}", "+degradation.real_sr=null")
+        (batch,) = map(to_float, open_source(compose("evaluate", words)).batches)
+        assert np.array_equal(to_uint8(batch["x_lq"][0]), np.asarray(expected))
+        command(*words, f"weights={weights}", f"json={tmp_path / 'scores.json'}")
+        assert "; degraded images of x4 enlarged by bicubic" in capsys.readouterr().out.replace("\n", " ")
+        assert json.loads((tmp_path / "scores.json").read_text())["protocol"]["text"].endswith(
+            "of x4 enlarged by bicubic"
+        )
+
+
+def test_degradations_without_severity_are_drawn_once_when_asked(clean_shards):
+    words = [f"source={clean_shards}", "degradation=real_esrgan", "crop=32"]
+    with pytest.raises(ValueError, match=r"severities=\[1, 2, 3, 4, 5\], but order_1, .* none: type severities=null"):
+        open_source(compose("evaluate", words))
+    source = open_source(compose("evaluate", [*words, "severities=null"]))
+    labels = [label for batch in source.batches for label in batch["label"].tolist()]
+    assert sorted(labels) == sorted([*range(8)] * 2)
+
+
+def test_one_severity_needs_no_list(clean_shards):
+    source = open_source(compose("evaluate", [f"source={clean_shards}", "degradation=noise", "severities=3"]))
+    assert [batch["severity"].tolist() for batch in source.batches] == [[3.0]] * 2
 
 
 def test_images_smaller_than_the_windows_of_ssim_are_refused(tmp_path):

@@ -104,13 +104,13 @@ def test_dry_run_says_what_there_is_and_writes_nothing(lol, tmp_path, capsys):
 
 
 def test_images_without_a_partner_stop_unless_told_otherwise(lol, tmp_path, capsys):
-    command = ["pack", f"{lol}", f"{tmp_path}/out", f"json={tmp_path}/pack.json"]
+    command = ["pack", f"{lol}", f"{tmp_path}/out", f"json={tmp_path}/new/pack.json"]
     assert main(command) == 1
     assert "or leave them out with on_unpaired=skip" in capsys.readouterr().err
     assert main([*command, "on_unpaired=skip", "workers=2"]) == 0
     said = capsys.readouterr().out
     assert "without a partner: 1 of 3" in said
-    table = json.loads((tmp_path / "pack.json").read_text())
+    table = json.loads((tmp_path / "new" / "pack.json").read_text())
     assert (table["unpaired"], [(row["part"], row["images"]) for row in table["parts"]]) == (
         1,
         [("train", 2), ("test", 1)],

@@ -79,6 +79,30 @@ def test_clean_photographs_are_degraded_and_told_apart(photographs, probe, capsy
     assert "k=5, euclidean distance, 3 folds split by photograph, seed 0." in printed
 
 
+def test_degradations_without_severity_are_told_apart_by_type_alone(photographs, probe):
+    report = json.loads(probe(str(photographs), *fast(degradation="real_esrgan", descriptor="wavelet")))
+    assert report["protocol"]["images"] == 6 * 8
+    assert report["protocol"]["types"] == [f"order_{k}" for k in range(1, 9)]
+    assert report["protocol"]["levels"] == []
+    assert report["descriptors"]["wavelet"].keys() == {"length", "type"}
+
+
+def test_descriptors_and_degradations_of_a_trusted_package_are_taken(photographs, probe, tmp_path, monkeypatch):
+    (tmp_path / "grainy.py").write_text(
+        "import torch\nfrom datamodules.degradations.noise import GaussianNoise\n\n"
+        "class Grain(GaussianNoise):\n    name = 'grain'\n\n"
+        "class Mean(torch.nn.Module):\n    def forward(self, x):\n        return x.float().mean((2, 3))\n"
+    )
+    for group, name, target in (("degradation", "grain", "Grain"), ("descriptor", "mean", "Mean")):
+        path = tmp_path / "conf" / group / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{name}: {{_target_: grainy.{target}}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = fast(degradation="[grain,noise]", descriptor="mean")
+    assert json.loads(probe(str(photographs), *words, "trust=[grainy]"))["descriptors"].keys() == {"mean"}
+
+
 def test_the_same_seed_gives_the_same_bytes(photographs, probe):
     first, again = (probe(str(photographs), *fast(seed=1)) for _ in range(2))
     assert first == again

@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chosen(folder: Path) -> Callable[..., dict[str, Any]]:
     """The degradations of a choice, built."""
-    return lambda *overrides: build(compose("only", overrides, str(folder)).degradation)
+    return cache(lambda *overrides: build(compose("only", overrides, str(folder)).degradation))
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,18 @@ def test_reside_pairs_by_the_part_before_the_first_underscore(tmp_path: Path, to
     }
 
 
+@pytest.mark.parametrize("inside", ["", "media/"])
+def test_archives_of_snow100k_may_each_have_a_folder(inside: str, tmp_path: Path, touch: Touch) -> None:
+    touch(tmp_path / "Snow100K-training", *pair("all", "synthetic", "gt", "a"))
+    touch(
+        tmp_path / "Snow100K-testset",
+        *pair(f"{inside}jdway/GameSSD/overlapping/test/Snow100K-S", "synthetic", "gt", "a"),
+    )
+    found = look(tmp_path)
+    assert summary(found) == {("Snow100K", "train", "snow", 1, 0), ("Snow100K-S", "test", "snow", 1, 0)}
+    assert not found.unused
+
+
 def test_cdd11_pairs_with_the_clear_image_of_the_same_part_and_number(tmp_path: Path, touch: Touch) -> None:
     touch(tmp_path, *TREES["cdd11"][0])
     found = partners(look(tmp_path), tmp_path)

@@ -1,0 +1,46 @@
+"""The benchmarks of data and degradations still run, on next to nothing, and say how they were run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.images import write_image
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.slow
+
+
+def result(folder: Path, name: str, *words: object) -> str:
+    """What a benchmark prints, run in a folder of its own."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}.py {' '.join(map(str, words))}`, commit " in done.stdout
+    return done.stdout
+
+
+def test_speed_of_degradations(tmp_path: Path) -> None:
+    printed = result(tmp_path, "degradations", "--seconds", 0.001, "--rounds", 1)
+    rows = [line for line in printed.splitlines() if line.startswith(("|rain|", "|poisson|", "|real_esrgan order_8|"))]
+    assert len(rows) == 3
+
+
+def test_all_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from all_in_one import LEAKS, SETS
+
+    rng = np.random.default_rng(0)
+    for folder in SETS:
+        names = ["1", "2", *LEAKS.get(folder, ())]
+        sides = ("",) if folder.endswith("/gt") else ("lq", "gt")
+        for path in (tmp_path / "samples" / folder / side / f"{name}.png" for name in names for side in sides):
+            write_image(path, rng.integers(0, 256, (100, 100, 3), np.uint8))
+    printed = result(tmp_path, "all_in_one", "samples", "--steps", 1, 1, 1)
+    counts = [row.split(" | ")[:2] for row in printed.splitlines() if row.startswith(("| haze", "| low", "| noise"))]
+    assert counts == [["| haze", "4"], ["| noise", "2"], ["| low_light", "2"]]
+    assert "2 low_light pairs" in printed
