@@ -31,7 +31,7 @@ from callbacks.checkpoint import digest, read_sums
 from jobs.watched import Watched, facts
 
 RANKS = 2
-STEPS_PER_FAULT = 5
+STEPS_PER_FAULT = 4
 DISK_MB = 48
 
 
@@ -82,6 +82,7 @@ class Chaos:
 
     def strike(self, name: str, fault: "Fault") -> Outcome:
         """Starts the training, lets it progress, lets the fault happen, and waits for the end."""
+        before = self.log.stat().st_size if self.log.exists() else 0
         done, training = self.last_step, self.start()
         # beyond what was done before, or at the end of all: each restart has to progress
         if training.wait_for(lambda line: line.get("step", 0) > done) is None:
@@ -91,7 +92,8 @@ class Chaos:
         fault(self, training)
         status = training.wait()
         seconds, reached = time.monotonic() - begun, self.last_step
-        said = [line for line in training.tail(200).splitlines() if "leaving after" in line or "error" in line.lower()]
+        lines = self.log.read_text(errors="replace")[before:].splitlines()
+        said = [line for line in lines if "leaving after" in line or "error" in line.lower()]
         self.check_files()
         return Outcome(name, status, reached - self.resumes_at(), seconds, said[-1] if said else "")
 

@@ -17,9 +17,6 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from bdg import draws
-from bdg.draws import Stream
-
 log = logging.getLogger("bdg")
 
 FORMAT = "bdg replay 1"
@@ -289,14 +286,11 @@ def from_bytes(x: Tensor) -> Tensor:
 
 
 def _kept(module: Any, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
-    """What a stage made of a batch at this step, drawn again as its `training_step` draws: CPU and CUDA draw differently."""
-    x_lq, index = batch["x_lq"], batch["index"]
-    generators = draws.each(index, x_lq.device, module.seed, Stream.TRAIN, step)
-    t = draws.times(module.diffusion.num_steps, generators, x_lq.device)
-    noise = draws.noise_like(x_lq, generators)
-    images = {"x_hq": to_bytes(batch["x_hq"]), "x_lq": to_bytes(x_lq)}
-    tensors = {**images, "label": batch["label"], "index": index, "t": t, "noise": noise}
-    unknown: list[Any] = [""] * len(index)
+    """What a stage made of a batch at this step, with what it drew, since CPU and CUDA draw differently."""
+    t, noise = module.drawn(batch, step)
+    images = {name: to_bytes(batch[name]) for name in ("x_hq", "x_lq")}
+    tensors = {**images, "label": batch["label"], "index": batch["index"], "t": t, "noise": noise}
+    unknown: list[Any] = [""] * len(batch["index"])
     return {
         **{name: value.detach().cpu() for name, value in tensors.items()},
         "key": [str(key) for key in batch.get("key", unknown)],

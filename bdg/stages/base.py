@@ -131,11 +131,14 @@ class Stage(L.LightningModule):
         assert isinstance(gathered, Tensor)
         return gathered.flatten(0, 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def drawn(self, batch: Batch, step: int) -> tuple[Timestep, Image]:
+        """The time and the noise of each sample in a step of training."""
         x_lq = batch["x_lq"]
-        generators = draws.each(batch["index"], x_lq.device, self.seed, Stream.TRAIN, self.global_step)
-        t = draws.times(self.diffusion.num_steps, generators, x_lq.device)
-        step = self.compute(batch, t, draws.noise_like(x_lq, generators))
+        generators = draws.each(batch["index"], x_lq.device, self.seed, Stream.TRAIN, step)
+        return draws.times(self.diffusion.num_steps, generators, x_lq.device), draws.noise_like(x_lq, generators)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        step = self.compute(batch, *self.drawn(batch, self.global_step))
         losses = {name: term(step) for name, (_, term) in self.losses.items()}
         loss = torch.stack([weight * losses[name] for name, (weight, _) in self.losses.items()]).sum()
         self.log_dict({f"loss/{name}": value.detach() for name, value in losses.items()})
