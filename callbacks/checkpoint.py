@@ -180,6 +180,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
         left.unlink()
     beside = target.with_name(f".{target.name}.{os.getpid()}")
+    hashed = None
     try:
         with beside.open("wb") as file:
             hashed = _Hashed(file)
@@ -196,8 +197,8 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
             os.replace(target, target.with_name(PREVIOUS))
         os.replace(beside, target)
         _flush_folder(target.parent)
-    except RuntimeError as error:  # as torch words a disk that is full
-        raise OSError(f"{beside}: {error}") from error
+    except RuntimeError as error:  # what torch makes of a write that failed
+        raise OSError(f"{target}: {(hashed and hashed.error) or error}") from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -251,14 +252,20 @@ def digest(path: Path) -> str:
 
 
 class _Hashed:
-    """A file that is written, and the sha256 of all that went into it."""
+    """A file that is written, the sha256 of all that went into it, and why it could not be written."""
+
+    error: OSError | None = None
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

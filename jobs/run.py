@@ -207,8 +207,12 @@ def write_text(path: Path, text: str) -> None:
     """Writes the whole file or nothing, without secrets: beside the target, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(masked(text), encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(masked(text), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk does not say of which file
 
 
 def _code() -> dict[str, str]:

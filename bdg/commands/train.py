@@ -136,9 +136,9 @@ def train(plan: Plan) -> dict[str, float]:
     data = build(config.data)
     stage = build_stage(config)
     trainer = build_trainer(config, data)
-    begun: Mapping[str, Any] = _header(resume) if resume else {"global_step": 0}
-    at_end = 0 <= trainer.max_steps <= begun["global_step"]
-    if resume and at_end and resume.parent != run.checkpoints:
+    begun = _header(resume) if resume else {"global_step": 0}
+    at_end = resume if 0 <= trainer.max_steps <= begun["global_step"] else None
+    if at_end and at_end.parent != run.checkpoints:
         raise ValueError(
             f"ckpt_path={resume} is at step {begun['global_step']} of {trainer.max_steps}: "
             "nothing to train, give a larger trainer.max_steps"
@@ -148,7 +148,7 @@ def train(plan: Plan) -> dict[str, float]:
             _open(plan, _story(plan, resume, begun, trainer))
         try:
             if at_end:  # it was killed in the validation after its last step
-                stage.load_state_dict(begun["state_dict"])
+                stage.load_state_dict(read_checkpoint(at_end)["state_dict"])
                 trainer.validate(stage, datamodule=data, verbose=False)
             else:
                 trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -220,15 +220,19 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def _header(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors not read yet."""
+def _header(checkpoint: Path) -> dict[str, int]:
+    """The numbers at the top of a checkpoint. Nothing of the file is held: it will be replaced, and its space is needed."""
+    return {name: value for name, value in read_checkpoint(checkpoint).items() if isinstance(value, int)}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """All that it holds, tensors mapped from the file; raises ValueError for what is no checkpoint."""
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return found | {"global_step": int(found["global_step"])}
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return found | {"global_step": int(found["global_step"]), "state_dict": found["state_dict"]}
     except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{checkpoint} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it. "
-            "A pickle of more than tensors and plain values could run code and is not read"
+            f"{path} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it"
         ) from None
 
 
@@ -304,5 +308,6 @@ def _hush() -> None:
         ".*exists and is not empty.*",
         ".*`IterableDataset`.*",
         ".*LeafSpec.*",
+        ".*sync_dist=True.*",  # torchmetrics has gathered over the ranks already
     ):
         warnings.filterwarnings("ignore", message=message)

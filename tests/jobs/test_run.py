@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -102,7 +103,7 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     write_text(path, "first")
 
     def full(self: Path, *_: Any, **__: Any) -> None:
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="no space left"):
@@ -148,3 +149,12 @@ def test_differences_name_the_keys() -> None:
     assert differences({"a": {"b": 1, "c": {}}, "d": [1]}, {"a": {"b": 2, "c": {}}, "d": [1]}) == ["a.b: 1 and 2"]
     assert differences({"a": 1}, {}) == ["a: 1 and missing"]
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_what_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / f".STATUS.{os.getpid()}").symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*STATUS'"):
+        write_text(tmp_path / "STATUS", "running")
+    assert list(tmp_path.iterdir()) == []

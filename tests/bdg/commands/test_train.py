@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from bdg.cli import main
+from bdg.commands.train import _header
 
 SMALL = ("experiment=demo_smoke", "max_steps={generation: 3, bridging: 3, restoration: 3}", "data.num_workers=0")
 
@@ -106,3 +107,42 @@ def test_what_cannot_be_trained_is_one_clear_error(
     assert status == 1
     assert "Traceback" not in error
     assert re.search(message, error), error
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc/self/maps")
+def test_a_look_at_a_checkpoint_does_not_keep_its_file(tmp_path: Path) -> None:
+    """It would fill the disk: the file is replaced while the training goes on."""
+    path = tmp_path / "last.ckpt"
+    torch.save({"global_step": 7, "ranks": 2, "state_dict": {"w": torch.zeros(100_000)}}, path)
+
+    assert _header(path) == {"global_step": 7, "ranks": 2}
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_run_killed_in_its_last_validation_begins_with_it(folder: Path) -> None:
+    done = run_of(folder, "generation")
+    weights, scores = load_file(done / "weights" / "ema.safetensors"), json.loads((done / "metrics.json").read_text())
+    (done / "STATUS").write_text("running\n")
+    (done / "metrics.json").unlink()
+    (done / "weights" / "ema.safetensors").unlink()
+
+    assert train(folder, "stage=generation") == 0
+
+    again = load_file(done / "weights" / "ema.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert json.loads((done / "metrics.json").read_text()) == pytest.approx(scores)
+    assert "after step 3 of 3" in (done / "README.md").read_text()
+
+
+def test_a_folder_that_another_config_began_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(folder, "generation")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("crop: 32", "crop: 31"))
+    (run / "STATUS").write_text("running\n")
+
+    status = train(folder, "stage=generation")
+    (run / "config.yaml").write_text(config)
+    (run / "STATUS").write_text("done\n")
+
+    assert status == 1
+    assert "was begun with another config, which differs in data.crop: 31 and 32" in capsys.readouterr().err
