@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(options.folder, ignore_errors=True)
     shards = options.folder / "photographs"
     pack = ["pack", "pkg://datamodules/photographs", str(shards), "parts=photographs"]
-    subprocess.run([sys.executable, "-m", "bdg", *pack], check=True, stdout=sys.stderr)
+    subprocess.run([sys.executable, "-m", "bdg", *pack], check=True, stdout=subprocess.DEVNULL)
     steps = STEPS_PER_FAULT * options.faults
     unbroken, broken = (
         Chaos(options.folder / name, shards, steps, options.overrides, options.seed) for name in ("unbroken", "broken")

@@ -37,7 +37,7 @@ def test_an_interrupted_pipeline_goes_on_to_the_same_weights(tmp_path: Path) -> 
         subprocess.run([*pipeline, f"root={tmp_path}/{root}"], check=True, env=env)
 
     assert status == 130
-    assert interrupted == "interrupted"
+    assert interrupted == "preempted"
     broken_weights, unbroken = (
         load_file(tmp_path / root / "demo_smoke" / "weights.safetensors") for root in ("broken", "unbroken")
     )
