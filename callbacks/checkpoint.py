@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable
@@ -233,6 +234,18 @@ def newest_good(folder: Path) -> Path | None:
             "or remove the folder to train from the beginning"
         )
     return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """All that a checkpoint holds, tensors mapped from the file. Raises ValueError for what is none."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return found | {"state_dict": found["state_dict"]}
+    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it. "
+            "A pickle of more than tensors and plain values could run code and is not read"
+        ) from None
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bdg.weights import load_weights
+from callbacks.checkpoint import read_checkpoint
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
@@ -77,13 +77,9 @@ def read_parent(path: str) -> Mapping[str, Tensor]:
     if path.endswith(".safetensors"):
         return load_weights(path)[0]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"inherit.from={path} is no checkpoint, or cut off ({type(error).__name__}): "
-            "name a run's folder or its weights/ema.safetensors. "
-            "A pickle of more than tensors and plain values could run code and is not read"
-        ) from None
+        return read_checkpoint(Path(path))["state_dict"]
+    except ValueError as error:
+        raise ValueError(f"inherit.from={error}; name a run's folder or its weights/ema.safetensors") from None
 
 
 def inherit(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import pickle
 import shlex
 import warnings
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
 from bdg.stages import Stage
 from bdg.weights import save_weights
-from callbacks.checkpoint import LAST, PREVIOUS, newest_good
+from callbacks.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
 from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
 from datamodules.shards import digest
@@ -222,18 +221,12 @@ def _existing(path: str) -> Path:
 
 def _header(checkpoint: Path) -> dict[str, int]:
     """The numbers at the top of a checkpoint. Nothing of the file is held: it will be replaced, and its space is needed."""
-    return {name: value for name, value in read_checkpoint(checkpoint).items() if isinstance(value, int)}
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """All that it holds, tensors mapped from the file; raises ValueError for what is no checkpoint."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return found | {"global_step": int(found["global_step"]), "state_dict": found["state_dict"]}
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    found = {name: value for name, value in read_checkpoint(checkpoint).items() if isinstance(value, int)}
+    if "global_step" not in found:
         raise ValueError(
-            f"{path} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it"
-        ) from None
+            f"{checkpoint} holds weights only, no training to go on with: take them by inherit.from={checkpoint}"
+        )
+    return found
 
 
 def build_stage(config: DictConfig) -> Stage:

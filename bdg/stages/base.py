@@ -196,4 +196,11 @@ class Stage(L.LightningModule):
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        try:
+            scheduler = self.scheduler(optimizer)
+        except ZeroDivisionError:
+            raise ValueError(
+                f"stage.scheduler divides by zero at trainer.max_steps={self.trainer.max_steps}, as OneCycleLR does when "
+                "pct_start * max_steps is 1: take a step more"
+            ) from None
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -77,6 +77,10 @@ def test_a_step_in_parts_is_the_step(folder: Path) -> None:
     ("overrides", "message"),
     [
         (["stage=restoration", "stage.lambda=0.3"], r"make it with: bdg train stage=bridging .*inherit.from=none"),
+        (
+            ["stage=generation", "max_steps.generation=20", "project=twenty"],
+            r"divides by zero at trainer.max_steps=20, .*take a step more",
+        ),
         (["stage=bridging", "inherit.from=nowhere"], r"inherit.from=nowhere: there are no weights"),
         (["stage=bridging", "ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
         (["stage=bridging", "network=T", "inherit.from={run}"], r"do not fit this stage: .*Give both the same network"),
@@ -117,6 +121,12 @@ def test_a_look_at_a_checkpoint_does_not_keep_its_file(tmp_path: Path) -> None:
 
     assert _header(path) == {"global_step": 7, "ranks": 2}
     assert str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_weights_alone_are_nothing_to_go_on_with(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "weights.ckpt")
+    with pytest.raises(ValueError, match=r"weights\.ckpt holds weights only, .*inherit\.from="):
+        _header(tmp_path / "weights.ckpt")
 
 
 def test_a_run_killed_in_its_last_validation_begins_with_it(folder: Path) -> None:
