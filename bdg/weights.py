@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bdg.documents import parse_object
+from bdg.files import replacing
 
 METADATA_KEY = "bdg"
 """safetensors metadata are strings; everything is one JSON object under this key."""
@@ -25,16 +26,8 @@ def save_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
     path = Path(path)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(plain, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a name that survives a power cut must not outlive its content
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, flush=True) as file:
+        file.write(data)
 
 
 def load_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from bdg.files import replacing
 
 log = logging.getLogger("bdg")
 
@@ -260,16 +261,8 @@ def advice(error: Exception, step: int) -> str:
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """Writes plain tensors and containers, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, flush=True) as file:
+        torch.save(content, file)
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
+from bdg.files import replacing
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 """What Pillow may take a file for, whatever its name says; for EPS it would start another program."""
@@ -176,13 +178,8 @@ def write_image(path: str | os.PathLike[str], picture: Picture | NDArray, qualit
     if not isinstance(picture, Picture):
         picture = Picture(picture if picture.ndim == 3 else picture[..., None])
     data = encode(path, picture, quality)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def encode(path: str | os.PathLike[str], picture: Picture, quality: int = 95) -> bytes:
