@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bdg.files import replacing
 from datamodules.layouts import Found, Item, look
 from datamodules.parts import Parts, Source, assign
 from datamodules.processes import processes
@@ -209,12 +210,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _write_manifest(
