@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bdg.commands.chain import Link, stage_link
 from bdg.commands.compose import build
 from bdg.commands.evaluate import Gallery, evaluate
 from bdg.commands.request import Request
 from bdg.commands.restore import device
-from bdg.commands.train import Plan, plan_stage, train
+from bdg.commands.train import train
 from bdg.restoration import Restorer
 from bdg.weights import load_weights, save_weights
 from datamodules.images import write_image
@@ -30,14 +31,14 @@ def run(config: DictConfig, request: Request) -> None:
     build(config.data).measured(config.data.test_shards)  # what the end needs is looked at before the beginning
     scores: dict[str, Mapping[str, float]] = {}
     for stage in config.stages:
-        plan = plan_stage(request, stage, first=stage == config.stages[0])
-        scores[stage] = train(plan)
-    _measure(plan, scores)
+        link = stage_link(request, stage, first=stage == config.stages[0])
+        scores[stage] = train(link)
+    _measure(link, scores)
 
 
 @rank_zero_only
-def _measure(plan: Plan, scores: Mapping[str, Mapping[str, float]]) -> None:
-    config, run = plan.config, plan.run
+def _measure(link: Link, scores: Mapping[str, Mapping[str, float]]) -> None:
+    config, run = link.config, link.run
     folder, console = Path(config.root) / config.project, Console(markup=False, highlight=False)
     restorer = Restorer.load(run.weights, device("auto"), tuple(config.trust))
     data, protocol = build(config.data), build(config.protocol)

@@ -1,13 +1,10 @@
 """`bdg train`: one stage, from its config to averaged weights in the folder that its identity names."""
 
-import hashlib
 import json
 import logging
-import shlex
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from bdg.commands.chain import Link, existing, resolved, stage_link
 from bdg.commands.compose import build
 from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
@@ -25,8 +23,7 @@ from bdg.weights import save_weights
 from callbacks.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
 from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
-from datamodules.shards import digest
-from jobs.run import Run, definition, differences, identity, manifest, write_text
+from jobs.run import Run, definition, differences, manifest, write_text
 
 log = logging.getLogger("bdg")
 
@@ -34,101 +31,30 @@ DESCRIBES = ("name", "reads", "curves", "estimate", "lambda", "anchor")
 """Keys of `stage` that speak to the rest of the config; the others are arguments of the stage's class."""
 
 
-@dataclass(frozen=True)
-class Parent:
-    """Where a stage's first weights come from, and what makes them."""
-
-    identity: str
-    weights: Path
-    made_by: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One stage, ready to be trained: its config with the run's folder filled in, and what it is made of."""
-
-    config: DictConfig
-    run: Run
-    data: str
-    parent: Parent | None
-
-
 def run(config: DictConfig, request: Request) -> None:
-    plan = plan_stage(request, config.stage.name)
-    metrics = train(plan)
+    link = stage_link(request, config.stage.name)
+    metrics = train(link)
     if config.json:
-        found = {"run": str(plan.run.folder), "metrics": metrics}
+        found = {"run": str(link.run.folder), "metrics": metrics}
         rank_zero_only(write_text)(Path(config.json), json.dumps(found, indent=1))
 
 
-def plan_stage(request: Request, stage: str, first: bool = True) -> Plan:
-    """Finds out which run this is; with `inherit.from=auto` that asks the same of the stage before.
-
-    first: whether `inherit.from` and `ckpt_path` of the request speak of this stage, or of another one.
-    """
-    others = {} if first else {"inherit.from": "auto", "ckpt_path": "null"}
-    config = request.compose({"stage": stage, **others})
-    parent = _parent(config, request)
-    data = digest(config.data.shards)
-    config.run_folder = ""  # does not define anything, but must have a value for the config to resolve
-    defined = definition(resolved(config))
-    if config.ckpt_path:
-        defined["ckpt_path"] = hashlib.sha256(_existing(config.ckpt_path).read_bytes()).hexdigest()[:12]
-    name = identity(defined, parent.identity if parent else None, data)
-    run = Run(Path(config.root), config.project, config.stage.name, name)
-    config.run_folder = str(run.folder)
-    config.inherit.parent = str(parent.weights) if parent else None
-    return Plan(config, run, data, parent)
-
-
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """The config as plain containers, every interpolation replaced by its value."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
-def _parent(config: DictConfig, request: Request) -> Parent | None:
-    chain, stage, source = list(config.stages), config.stage.name, config.inherit["from"]
-    if source in (None, "none"):
-        return None
-    if source != "auto":
-        weights = Path(source) / "weights" / "ema.safetensors" if Path(source).is_dir() else Path(source)
-        if not weights.exists():
-            raise FileNotFoundError(
-                f"inherit.from={source}: there are no weights at {weights}: "
-                "name the folder of a finished run or a weights file, or start from scratch with inherit.from=none"
-            )
-        return Parent(hashlib.sha256(weights.read_bytes()).hexdigest()[:12], weights, made_by="")
-    if stage not in chain:
-        raise ValueError(
-            f"stage={stage} is not in stages={chain}: add it there, or say what it inherits from with inherit.from="
-        )
-    if chain[0] == stage:
-        return None
-    before = plan_stage(request, chain[chain.index(stage) - 1], first=False)
-    words = request.without("stage", "inherit.from").overrides
-    flags = ["--config-dir", request.config_dir] if request.config_dir else []
-    command = shlex.join(["bdg", "train", f"stage={before.config.stage.name}", *words, *flags])
-    return Parent(before.run.identity, before.run.weights, command)
-
-
-def train(plan: Plan) -> dict[str, float]:
+def train(link: Link) -> dict[str, float]:
     """Trains the stage, or goes on where it stopped, or finds it done. Returns its validation scores.
 
     Raises:
         callbacks.preempt.Preempted: it was told to leave, and has saved its state.
     """
-    run, config = plan.run, plan.config
+    run, config = link.run, link.config
     if run.done:
         log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
-    _check_folder(plan)
-    resume = newest_good(run.checkpoints) or (_existing(config.ckpt_path) if config.ckpt_path else None)
-    if not resume and plan.parent and not plan.parent.weights.exists():
+    _check_folder(link)
+    resume = newest_good(run.checkpoints) or (existing(config.ckpt_path) if config.ckpt_path else None)
+    if not resume and link.parent and not link.parent.weights.exists():
         raise FileNotFoundError(
-            f"stage '{run.stage}' inherits from {plan.parent.weights}, which does not exist: "
-            f"make it with: {plan.parent.made_by} (or start from scratch with inherit.from=none)"
+            f"stage '{run.stage}' inherits from {link.parent.weights}, which does not exist: "
+            f"make it with: {link.parent.made_by} (or start from scratch with inherit.from=none)"
         )
     _hush()
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -144,7 +70,7 @@ def train(plan: Plan) -> dict[str, float]:
         )
     with run.locked() if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
-            _open(plan, _story(plan, resume, begun, trainer))
+            _open(link, _story(link, resume, begun, trainer))
         try:
             if at_end:  # it was killed in the validation after its last step
                 stage.load_state_dict(read_checkpoint(at_end)["state_dict"])
@@ -161,28 +87,28 @@ def train(plan: Plan) -> dict[str, float]:
             raise
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.is_global_zero:
-            _close(plan, stage, metrics)
+            _close(link, stage, metrics)
         trainer.strategy.barrier("done")
     return metrics
 
 
-def _check_folder(plan: Plan) -> None:
+def _check_folder(link: Link) -> None:
     """Refuses to go on in the folder of a run that another config began, as after an edit of its config.yaml."""
-    path = plan.run.folder / "config.yaml"
+    path = link.run.folder / "config.yaml"
     if not path.exists():
         return
     begun: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    if different := differences(definition(begun), definition(resolved(plan.config))):
+    if different := differences(definition(begun), definition(resolved(link.config))):
         raise ValueError(
-            f"{plan.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
+            f"{link.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
             "give these their old values, or remove the folder"
         )
 
 
-def _story(plan: Plan, resume: Path | None, begun: Mapping[str, Any], trainer: L.Trainer) -> str:
+def _story(link: Link, resume: Path | None, begun: Mapping[str, Any], trainer: L.Trainer) -> str:
     """What this start of a run found and does, in a sentence or two."""
     if not resume:
-        return f"begins, {'from ' + str(plan.parent.weights) if plan.parent else 'from scratch'}"
+        return f"begins, {'from ' + str(link.parent.weights) if link.parent else 'from scratch'}"
     text = f"goes on from {resume} after step {begun['global_step']} of {trainer.max_steps}"
     if resume.name == PREVIOUS:
         text += f", since {LAST} is missing or damaged"
@@ -192,8 +118,8 @@ def _story(plan: Plan, resume: Path | None, begun: Mapping[str, Any], trainer: L
         text += (
             f"; on {now[0]} ranks with {now[1]} parts of a step, {before[0]} with {before[1]} before: the same samples"
         )
-        size, (old, new) = plan.config.data.batch_size, (before[1], now[1])
-        if old != new and plan.config.stage.weights.get("bridge"):
+        size, (old, new) = link.config.data.batch_size, (before[1], now[1])
+        if old != new and link.config.stage.weights.get("bridge"):
             text += f", but negatives among {size // new} images, not {size // old}, so other losses"
     return text
 
@@ -211,12 +137,6 @@ def _closed_by(error: BaseException, run: Run) -> None:
         run.tell(
             f"{status}: {str(error).splitlines()[0] if status == 'failed' and str(error) else type(error).__name__}"
         )
-
-
-def _existing(path: str) -> Path:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"ckpt_path={path}: no such file: name a checkpoint such as RUN/checkpoints/last.ckpt")
-    return Path(path)
 
 
 def _header(checkpoint: Path) -> dict[str, int]:
@@ -262,13 +182,13 @@ def build_trainer(config: DictConfig, data: RestorationData) -> L.Trainer:
     return trainer
 
 
-def _open(plan: Plan, story: str) -> None:
+def _open(link: Link, story: str) -> None:
     """Writes what the run is before it begins."""
-    run, parent = plan.run, plan.parent
+    run, parent = link.run, link.parent
     log.info("%s %s in %s: %s", run.stage, run.identity, run.folder, story)
     run.tell(story)
-    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(plan.config, resolve=True))
-    facts = manifest(run, parent.identity if parent else None, plan.data)
+    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(link.config, resolve=True))
+    facts = manifest(run, parent.identity if parent else None, link.data)
     path = run.folder / "manifest.json"
     if path.exists():  # how it began stays; what goes on is added
         begun = json.loads(path.read_text())
@@ -277,15 +197,15 @@ def _open(plan: Plan, story: str) -> None:
     run.set_status("running")
 
 
-def _close(plan: Plan, stage: Stage, metrics: dict[str, float]) -> None:
+def _close(link: Link, stage: Stage, metrics: dict[str, float]) -> None:
     """Writes the averaged weights, which training leaves in the module, and the scores; then the run is done."""
-    run, plain = plan.run, resolved(plan.config)
+    run, plain = link.run, resolved(link.config)
     about = {key: plain[key] for key in ("network", "diffusion", "sampler", "degradation", "glcm")}
     about |= {
         "stage": run.stage,
         "identity": run.identity,
         "condition": plain["stage"]["condition"],
-        "data_digest": plan.data,
+        "data_digest": link.data,
     }
     save_weights(run.weights, stage.state_dict(), about)
     write_text(run.metrics, json.dumps(metrics, indent=1))

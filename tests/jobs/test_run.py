@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from bdg.commands.chain import resolved
 from bdg.commands.request import Request
-from bdg.commands.train import resolved
 from jobs.run import Run, definition, differences, identity, write_text
 
 STAGES = ("generation", "bridging", "restoration")
