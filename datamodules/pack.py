@@ -26,6 +26,8 @@ FORMAT = "bdg-shards-1"
 JOURNAL = ".written.jsonl"
 """Name and manifest entry of each shard of an unfinished packing, a line each: to write the manifest after each shard would
 take longer and longer."""
+SAMPLES = "samples.jsonl"
+"""Beside the manifest and not in it, which every process of a training reads."""
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many images of it, and of how many."""
 
@@ -44,7 +46,7 @@ def pack(
     on_error: str = "stop",
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Writes <output>/<part>-000000.tar, ... and manifest.json, which it returns.
+    """Writes <output>/<part>-000000.tar, ..., samples.jsonl (see `packed_samples`) and manifest.json, which it returns.
 
     source: a folder, or what `layouts.look` found in one. shard_size: images (or pairs) per shard. max_size: the longer side
     in pixels, at most; larger images are reduced, and stored as PNG unless another encoding is chosen. encoding: a name in
@@ -85,7 +87,8 @@ def pack(
         checked = _counted(known, partial(progress, "checking"), 0, len(known))
         written = {name: before[name] for name in checked if _is_whole(output / name, before[name])}
         if written.keys() < planned.keys():
-            _replace(output / JOURNAL, "".join(map(_line, written.items())))
+            with replacing(output / JOURNAL) as journal:
+                journal.writelines(_line(shard).encode() for shard in written.items())
             _write_manifest(output, facts, {}, complete=False)
         make = partial(make_sample, source=found.source, how=how, skip=on_error == "skip")
         done = sum(len(planned[name]) for name in written)
@@ -95,17 +98,33 @@ def pack(
             done += len(planned[name])
             with (output / JOURNAL).open("a") as journal:
                 journal.write(_line((name, written[name])))
-        complete = _write_manifest(output, facts, {name: written[name] for name in planned}, complete=True)
+        ordered = {name: written[name] for name in planned}
+        with replacing(output / SAMPLES) as file:
+            for name, entry in ordered.items():
+                file.writelines(_line({"shard": name, **sample}).encode() for sample in entry["samples"])
+        complete = _write_manifest(output, facts, ordered, complete=True)
         (output / JOURNAL).unlink(missing_ok=True)
         return complete
 
 
-def leaks(manifest: Mapping[str, Any]) -> int:
+def packed_samples(output: Path) -> Iterator[dict[str, Any]]:
+    """What samples.jsonl says of each sample: its shard, key, size, sources and their sha256, and of a pair its degradation."""
+    if (output / SAMPLES).is_file():
+        with (output / SAMPLES).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise ValueError(
+                        f"{output / SAMPLES}, line {number}, is damaged: remove it, and pack again"
+                    ) from None
+
+
+def leaks(samples: Iterable[Mapping[str, Any]]) -> int:
     """How many clean images are in more than one part; only a data set's own split can have any."""
     parts: dict[str, set[str]] = {}
-    for name, entry in manifest["shards"].items():
-        for sample in entry["samples"]:
-            parts.setdefault(sample["source_sha256"], set()).add(name.rpartition("-")[0])
+    for sample in samples:
+        parts.setdefault(sample["source_sha256"], set()).add(sample["shard"].rpartition("-")[0])
     return sum(len(found) > 1 for found in parts.values())
 
 
@@ -150,21 +169,31 @@ def _before(output: Path, plan: str) -> dict[str, Any]:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return {}
     found = manifest(output) if output.is_dir() else {}
-    written = dict(found.get("shards", {})) | _noted(output)
+    written = dict(found.get("shards", {}))
     if found.get("plan") == plan:
-        return written
+        return _with_samples(output, written) | _noted(output)
+    written |= _noted(output)
     if "plan" in found and not written:  # of a packing that wrote no shard nothing is lost
         return {}
     what = "shards of other images or settings" if "plan" in found else "something that is not a packing"
     raise FileExistsError(f"output={output} holds {what}: name another folder, or remove this one first")
 
 
+def _with_samples(output: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a manifest, each with the lines of its samples; without those whose lines are not all there."""
+    lines: dict[str, list[Any]] = {}
+    for sample in packed_samples(output):
+        lines.setdefault(sample.pop("shard"), []).append(sample)
+    found = {name: {**entry, "samples": lines.get(name, [])} for name, entry in entries.items()}
+    return {name: entry for name, entry in found.items() if len(entry["samples"]) == entry["count"]}
+
+
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
     return path.is_file() and _sha256(path) == entry["sha256"]
 
 
-def _line(shard: tuple[str, Mapping[str, Any]]) -> str:
-    return json.dumps(shard) + "\n"
+def _line(facts: tuple[str, Mapping[str, Any]] | Mapping[str, Any]) -> str:
+    return json.dumps(facts) + "\n"
 
 
 def _noted(output: Path) -> dict[str, Any]:
@@ -175,7 +204,7 @@ def _noted(output: Path) -> dict[str, Any]:
     for line in (output / JOURNAL).read_text().splitlines():
         try:
             name, written[name] = json.loads(line)
-        except ValueError:
+        except (ValueError, TypeError):  # cut off; what is left of it may be a bare number
             continue
     return written
 
@@ -208,12 +237,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(header, io.BytesIO(data))
 
 
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
 def _write_manifest(
     output: Path, facts: Mapping[str, Any], entries: Mapping[str, Any], complete: bool
 ) -> dict[str, Any]:
@@ -226,7 +249,8 @@ def _write_manifest(
         "skipped": sum(len(entry.get("skipped", ())) for entry in entries.values()),
         "digest": hashlib.sha256(contents.encode()).hexdigest(),
         **facts,
-        "shards": dict(entries),
+        "shards": {name: {k: v for k, v in entry.items() if k != "samples"} for name, entry in entries.items()},
     }
-    _replace(output / MANIFEST, json.dumps(written, indent=1) + "\n")
+    with replacing(output / MANIFEST) as file:
+        file.write((json.dumps(written, indent=1) + "\n").encode())
     return written

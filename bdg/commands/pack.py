@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bdg.commands.request import Request
 from datamodules.layouts import Found, look
-from datamodules.pack import leaks, pack
+from datamodules.pack import leaks, pack, packed_samples
 from jobs.run import write_text
 
 IN_PACKAGE = "pkg://"
@@ -53,7 +53,7 @@ def run(config: DictConfig, request: Request) -> None:
         console.print(
             _table([{**row, "MB": f"{row['bytes'] / 1e6:.1f}"} for row in rows], ["part", "shards", "images", "MB"])
         )
-        for text in _warnings(manifest):
+        for text in _warnings(manifest, list(packed_samples(Path(config.output)))):
             console.print(text)
         console.print(f"{config.output}: digest {manifest['digest'][:12]}")
         report |= {"digest": manifest["digest"], "skipped": manifest["skipped"], "parts": rows}
@@ -113,9 +113,8 @@ def parts(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _warnings(manifest: dict[str, Any]) -> list[str]:
+def _warnings(manifest: dict[str, Any], samples: Sequence[Mapping[str, Any]]) -> list[str]:
     """What one should know of the shards before training on them."""
-    samples = [sample for entry in manifest["shards"].values() for sample in entry["samples"]]
     skipped = [line for entry in manifest["shards"].values() for line in entry.get("skipped", ())]
     texts = [f"skipped: {line['key']}: {line['error']}" for line in skipped[:SHOWN]]
     if len(skipped) > SHOWN:
@@ -125,7 +124,7 @@ def _warnings(manifest: dict[str, Any]) -> list[str]:
         f"super-resolution: {count} pairs whose degraded image is {scale} times smaller"
         for scale, count in sorted(scales.items())
     ]
-    if count := leaks(manifest):
+    if count := leaks(samples):
         texts.append(f"leak: {count} clean images are in several parts, by the data set's own split")
     return texts
 

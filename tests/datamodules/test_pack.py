@@ -3,10 +3,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from datamodules import pack as pack_module
 from datamodules.images import decode
 from datamodules.layouts import look
-from datamodules.pack import leaks, pack
+from datamodules.pack import leaks, pack, packed_samples
 from datamodules.processes import processes
 from datamodules.shards import MANIFEST
 
@@ -32,12 +34,17 @@ def members(path: Path) -> dict[str, bytes]:
         return {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
 
 
-def keys(manifest: dict) -> dict[str, list[str]]:
+def keys(output: Path) -> dict[str, list[str]]:
     """Keys of each part, in order."""
     parts: dict[str, list[str]] = {}
-    for name, entry in manifest["shards"].items():
-        parts.setdefault(name.rpartition("-")[0], []).extend(sample["key"] for sample in entry["samples"])
+    for sample in packed_samples(output):
+        parts.setdefault(sample["shard"].rpartition("-")[0], []).append(sample["key"])
     return parts
+
+
+def packed_keys(source: Any, output: Path, *parts: Any, **options: Any) -> dict[str, list[str]]:
+    pack(source, output, *parts, **options)
+    return keys(output)
 
 
 def test_packing_twice_gives_the_same_bytes(clean, tmp_path):
@@ -62,12 +69,22 @@ def test_manifest_tells_count_size_and_sha256_of_each_shard_and_the_place_of_eac
     for name, entry in manifest["shards"].items():
         data = (packed / name).read_bytes()
         assert (entry["sha256"], entry["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
-        assert {f"{s['key']}.hq.png" for s in entry["samples"]} == {n for n in members(packed / name) if "hq" in n}
-        assert all((s["height"], s["width"]) == (40, 48) and s["source"] == f"{s['key']}.png" for s in entry["samples"])
+        samples = [sample for sample in packed_samples(packed) if sample["shard"] == name]
+        assert {f"{s['key']}.hq.png" for s in samples} == {n for n in members(packed / name) if "hq" in n}
+        assert all((s["height"], s["width"]) == (40, 48) and s["source"] == f"{s['key']}.png" for s in samples)
+
+
+def test_the_manifest_that_every_reader_loads_does_not_grow_with_the_samples(clean, tmp_path):
+    few = pack(clean, tmp_path / "few", ALL)
+    for number in range(20):
+        shutil.copy(clean / "photo0.png", clean / f"copy{number}.png")
+    many = pack(clean, tmp_path / "many", ALL)
+    assert many["count"] == few["count"] + 20
+    assert len(json.dumps(many)) < len(json.dumps(few)) + 10
 
 
 def test_order_is_shuffled_by_the_seed(clean, tmp_path):
-    orders = [keys(pack(clean, tmp_path / f"{seed}", ALL, seed=seed))["train"] for seed in (0, 1)]
+    orders = [packed_keys(clean, tmp_path / f"{seed}", ALL, seed=seed)["train"] for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])
@@ -88,7 +105,7 @@ def test_larger_images_are_reduced_losslessly_and_smaller_ones_left(clean, write
 
 
 def test_shares_split_by_photograph_without_loss_or_overlap(clean, tmp_path):
-    parts = keys(pack(clean, tmp_path / "out", {"train": 0.6, "val": 0.2, "test": 0.2}))
+    parts = packed_keys(clean, tmp_path / "out", {"train": 0.6, "val": 0.2, "test": 0.2})
     assert {part: len(members) for part, members in parts.items()} == {"train": 4, "val": 2, "test": 1}
     assert Counter(chain(*parts.values())) == Counter(f"photo{i}" for i in range(7))
 
@@ -98,14 +115,14 @@ def test_same_clean_image_goes_to_one_part_whatever_its_name(tmp_path, write):
         for name in ("rain", "haze"):
             write(tmp_path / "in" / name / "gt" / f"{name}{i}.png", i)
             write(tmp_path / "in" / name / "lq" / f"{name}{i}.png", 100 + i)
-    parts = keys(pack(tmp_path / "in", tmp_path / "out", {"train": 0.5, "test": 0.5}))
+    parts = packed_keys(tmp_path / "in", tmp_path / "out", {"train": 0.5, "test": 0.5})
     photographs = {part: {key[-1] for key in members} for part, members in parts.items()}
     assert not photographs["train"] & photographs["test"]
     assert len(parts["train"]) == len(parts["test"]) == 6
 
 
 def test_named_photographs_go_where_they_are_named_and_the_rest_to_the_rest(clean, tmp_path):
-    parts = keys(pack(clean, tmp_path / "out", {"train": "rest", "val": 0.2, "test": ["photo3", "photo5"]}))
+    parts = packed_keys(clean, tmp_path / "out", {"train": "rest", "val": 0.2, "test": ["photo3", "photo5"]})
     assert set(parts["test"]) == {"photo3", "photo5"}
     assert (len(parts["train"]), len(parts["val"])) == (4, 1)
 
@@ -148,14 +165,16 @@ def test_interrupted_packing_goes_on_without_writing_whole_shards_again(clean, t
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_line_that_was_cut_off_in_the_journal_costs_one_shard(clean, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [lambda line: line[:-20], lambda line: "12\n"])
+def test_a_line_that_was_cut_off_in_the_journal_costs_one_shard(clean, tmp_path, monkeypatch, left):
     pack(clean, tmp_path / "whole", ALL, shard_size=3)
     monkeypatch.setattr(pack_module, "_write_manifest", stops_when_complete(pack_module._write_manifest))
     with pytest.raises(KeyboardInterrupt):
         pack(clean, tmp_path / "out", ALL, shard_size=3)
     monkeypatch.undo()
     journal = tmp_path / "out" / pack_module.JOURNAL
-    journal.write_text(journal.read_text()[:-20])
+    *lines, last = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([*lines, left(last)]))
     written = []
     monkeypatch.setattr(pack_module, "_write_shard", seen(pack_module._write_shard, written))
     pack(clean, tmp_path / "out", ALL, shard_size=3)
@@ -229,8 +248,8 @@ def test_gray_16_bit_and_tiny_images_are_packed_as_they_are(tmp_path, write):
     write(tmp_path / "in" / "gray.png", 0, (40, 40))
     write(tmp_path / "in" / "deep.png", 1, (40, 40, 3), np.uint16)
     write(tmp_path / "in" / "narrow.png", 2, (40, 3, 3))
-    manifest = pack(tmp_path / "in", tmp_path / "out", ALL)
-    samples = {s["key"]: (s["height"], s["width"]) for s in manifest["shards"]["train-000000.tar"]["samples"]}
+    pack(tmp_path / "in", tmp_path / "out", ALL)
+    samples = {s["key"]: (s["height"], s["width"]) for s in packed_samples(tmp_path / "out")}
     assert samples == {"gray": (40, 40), "deep": (40, 40), "narrow": (40, 3)}
 
 
@@ -248,31 +267,33 @@ def official(tmp_path, write):
 
 
 def test_the_data_sets_own_split_becomes_the_parts(official, tmp_path):
-    parts = keys(pack(official, tmp_path / "out", ALL))
+    parts = packed_keys(official, tmp_path / "out", ALL)
     assert sorted(parts["test"]) == ["eval15_20", "eval15_7"]
     assert sorted(parts["train"]) == [f"our485_{i}" for i in range(8)]
 
 
 def test_shares_divide_what_the_data_set_does_not_keep_apart(official, tmp_path):
-    parts = keys(pack(official, tmp_path / "out", {"train": "rest", "val": 0.25}))
+    parts = packed_keys(official, tmp_path / "out", {"train": "rest", "val": 0.25})
     assert {part: len(members) for part, members in parts.items()} == {"train": 6, "val": 2, "test": 2}
     assert all(key.startswith("eval15") == (part == "test") for part, members in parts.items() for key in members)
 
 
 def test_a_part_that_is_asked_for_is_dealt_anew(official, tmp_path):
-    parts = keys(pack(official, tmp_path / "out", {"train": "rest", "test": ["eval15_20"]}))
+    parts = packed_keys(official, tmp_path / "out", {"train": "rest", "test": ["eval15_20"]})
     assert parts["test"] == ["eval15_20"]
     assert len(parts["train"]) == 9
 
 
 def test_a_data_set_of_test_pairs_only_needs_no_training_part(official, tmp_path):
     official.joinpath("our485").rename(tmp_path / "elsewhere")
-    assert keys(pack(official, tmp_path / "out", ALL)).keys() == {"test"}
+    assert packed_keys(official, tmp_path / "out", ALL).keys() == {"test"}
 
 
 def test_clean_images_in_several_parts_are_counted(official, clean, tmp_path):
-    assert leaks(pack(official, tmp_path / "out", ALL)) == 1
-    assert leaks(pack(clean, tmp_path / "none", {"train": 0.5, "test": 0.5})) == 0
+    pack(official, tmp_path / "out", ALL)
+    assert leaks(packed_samples(tmp_path / "out")) == 1
+    pack(clean, tmp_path / "none", {"train": 0.5, "test": 0.5})
+    assert leaks(packed_samples(tmp_path / "none")) == 0
 
 
 # --- processes ---
@@ -365,8 +386,8 @@ def smaller(tmp_path, write):
 
 
 def test_the_scale_of_a_pair_is_recorded(smaller, tmp_path):
-    manifest = pack(smaller, tmp_path / "out", ALL)
-    (line,) = manifest["shards"]["train-000000.tar"]["samples"]
+    pack(smaller, tmp_path / "out", ALL)
+    (line,) = packed_samples(tmp_path / "out")
     said = json.loads(members(tmp_path / "out" / "train-000000.tar")["1.json"])
     assert line["scale"] == said["scale"] == 4
     assert (line["height"], line["width"]) == (40, 48)
@@ -457,5 +478,5 @@ def test_what_was_looked_at_is_packed_as_it_was_found(tmp_path, write):
     for name in ("lq/1.png", "gt/1.png"):
         write(tmp_path / "in" / name, 0)
     manifest = pack(look(tmp_path / "in", label="fog"), tmp_path / "out", ALL)
-    assert manifest["shards"]["train-000000.tar"]["samples"][0]["degradation"] == "fog"
+    assert next(packed_samples(tmp_path / "out"))["degradation"] == "fog"
     assert manifest["layout"] == "pairs"
