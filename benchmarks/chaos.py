@@ -92,7 +92,7 @@ class Chaos:
         fault(self, training)
         status = training.wait()
         seconds, reached = time.monotonic() - begun, self.last_step
-        lines = self.log.read_text(errors="replace")[before:].splitlines()
+        lines = self.log.read_bytes()[before:].decode(errors="replace").splitlines()
         said = [line for line in lines if "leaving after" in line or "error" in line.lower()]
         self.check_files()
         return Outcome(name, status, reached - self.resumes_at(), seconds, said[-1] if said else "")
@@ -155,18 +155,18 @@ def while_it(what: str) -> Fault:
 
 def disk_full(chaos: Chaos, training: Watched) -> None:
     filler = chaos.root / "filler"
+    said = chaos.log.stat().st_size
     try:
         with filler.open("wb", buffering=0) as file:
             while file.write(bytes(1 << 16)):
                 pass
     except OSError:
         pass
-    said = chaos.log.stat().st_size
     begun = chaos.last_step
     training.wait_for(lambda line: line.get("step", 0) >= min(begun + 4, chaos.steps))
     filler.unlink()
     training.kill()
-    if "the last good one stays" not in chaos.log.read_text()[said:]:
+    if b"the last good one stays" not in chaos.log.read_bytes()[said:]:
         raise RuntimeError("the disk was full and the training did not say so")
 
 
