@@ -87,18 +87,27 @@ def inherit(
 ) -> Report:
     """Copies every tensor of `parent` into the tensor of the same name and shape.
 
-    Nothing is copied where a name is missing on one side without standing under a prefix of `fresh` or `dropped`, or where
-    shapes differ: a ValueError names the tensors.
+    Raises ValueError, and copies nothing, where they do not fit: see `check_fit`.
     """
     own = module.state_dict()
-    shared = own.keys() & parent.keys()
-    missing = sorted(own.keys() - parent.keys())
-    surplus = sorted(parent.keys() - own.keys())
+    check_fit(own, parent, origin, fresh, dropped)
+    shared, missing, surplus = _shared_and_not(own, parent)
+    module.load_state_dict({name: parent[name] for name in shared}, strict=False)
+    return Report(origin, _norms(parent, shared), _norms(own, missing), _norms(parent, surplus))
+
+
+def check_fit(
+    own: Mapping[str, Tensor], parent: Mapping[str, Tensor], origin: str, fresh: Sequence[str], dropped: Sequence[str]
+) -> None:
+    """Raises ValueError where a name is missing on one side without standing under a prefix of `fresh` or `dropped`, or where
+    shapes differ, naming the tensors. Looks at no value, so that tensors on the meta device will do.
+    """
+    shared, missing, surplus = _shared_and_not(own, parent)
     faults = [f"{n} is not in the parent" for n in missing if not n.startswith(tuple(fresh))]
     faults += [f"{n} has no place here" for n in surplus if not n.startswith(tuple(dropped))]
     faults += [
         f"{n} is {tuple(parent[n].shape)} in the parent and {tuple(own[n].shape)} here"
-        for n in sorted(shared)
+        for n in shared
         if parent[n].shape != own[n].shape
     ]
     if faults:
@@ -108,8 +117,15 @@ def inherit(
             "name what may begin here with inherit.fresh=[PREFIX] or stay "
             "behind with inherit.dropped=[PREFIX], or start from scratch with inherit.from=none"
         )
-    module.load_state_dict({name: parent[name] for name in shared}, strict=False)
-    return Report(origin, _norms(parent, sorted(shared)), _norms(own, missing), _norms(parent, surplus))
+
+
+def _shared_and_not(own: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Names that both have, that only this module has, and that only the parent has."""
+    return (
+        sorted(own.keys() & parent.keys()),
+        sorted(own.keys() - parent.keys()),
+        sorted(parent.keys() - own.keys()),
+    )
 
 
 def _norms(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.freeze import environment as frozen_environment
+from jobs.freeze import train_words
 from jobs.plan import Plan, Task
 from jobs.run import Run
 
@@ -40,7 +43,7 @@ def run_plan(
         while waiting or running:
             for identity in [i for i, process in running.items() if process.poll() is not None]:
                 del running[identity]
-                ended[identity] = _word(plan, plan.tasks[identity])
+                ended[identity] = _word(plan.tasks[identity])
                 tell(f"{_title(plan, identity)}: {ended[identity]} ({len(ended)} of {len(wanted)})")
             for task in [t for t in waiting if ended.get(t.parent or "", "done") != "done"]:
                 waiting.remove(task)
@@ -70,9 +73,8 @@ def _start(plan: Plan, task: Task, code: Path | None, environment: Mapping[str, 
     logs = Path(task.folder) / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     out, err = (logs / f".{kind}.{os.getpid()}" for kind in ("out", "err"))
-    flags = ["--config-dir", str(code / "conf")] if code else []
-    env = {**os.environ, **environment} | ({"PYTHONPATH": str(code)} if code else {})
-    command = [sys.executable, "-m", "bdg", "train", *task.words, f"identity={task.identity}", *flags]
+    env = {**os.environ, **environment} | (frozen_environment(code) if code else {})
+    command = [sys.executable, "-m", "bdg", *train_words(task.words, task.identity, code)]
     with out.open("wb") as stdout, err.open("wb") as stderr:
         process = subprocess.Popen(
             command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, env=env, start_new_session=True
@@ -89,6 +91,7 @@ def _start(plan: Plan, task: Task, code: Path | None, environment: Mapping[str, 
         "script": None,
         "where": "local",
         "cluster": "local",
+        "host": socket.gethostname(),
     }
     plan.folder.mkdir(parents=True, exist_ok=True)
     with (plan.folder / "submissions.jsonl").open("a", encoding="utf-8") as file:
@@ -96,8 +99,9 @@ def _start(plan: Plan, task: Task, code: Path | None, environment: Mapping[str, 
     return process
 
 
-def _word(plan: Plan, task: Task) -> str:
-    run = Run(Path(plan.root), plan.project, task.stage, task.identity)
+def _word(task: Task) -> str:
+    project = Path(task.folder).parents[1]
+    run = Run(project.parent, project.name, task.stage, task.identity)
     if run.done:
         return "done"
     return run.status if run.status in ("failed", "preempted", "interrupted") else "stopped"

@@ -43,4 +43,6 @@ def _hide(found: re.Match[str]) -> str:
     if value and _PLAIN.fullmatch(value[0]):
         return found[0]
     quote = value[0][0] if value and value[0][0] in "\"'" else ""
+    if not quote and name.rstrip().endswith(":"):  # in YAML, * begins an alias
+        quote = "'"
     return f"{name}{quote}***{quote}"

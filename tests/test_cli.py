@@ -191,7 +191,6 @@ def test_verb_gets_the_config_and_the_request_behind_it(train: Recorder) -> None
 
 def test_running_leaves_no_folder_behind(train: Recorder, folder: Path) -> None:
     main(["train"])
-    main(["train", "-m", "seed=1,2"])
     assert [path.name for path in folder.iterdir()] == ["conf"]
 
 
@@ -353,28 +352,38 @@ def test_a_broken_config_file_is_named(folder: Path, capsys: pytest.CaptureFixtu
     assert "broken.yaml" in message
 
 
-# --- sweeps ---
+# --- sweeps of verbs that have no plan ---
 
 
-def test_sweep_runs_the_product_in_order(train: Recorder) -> None:
-    assert main(["train", "-m", "stage=first,second", "seed=range(2)", "+list=[1,2],[3]", "needed=x"]) == 0
-    ran = [(config.stage.name, config.seed, list(config.list)) for config in train.configs]
+@pytest.fixture
+def evaluate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    install(monkeypatch, "evaluate", recorder.run)
+    return recorder
+
+
+def test_sweep_runs_the_product_in_order(evaluate: Recorder) -> None:
+    assert (
+        main(["evaluate", "-m", "-cn", "train", "stage=first,second", "seed=range(2)", "+list=[1,2],[3]", "needed=x"])
+        == 0
+    )
+    ran = [(config.stage.name, config.seed, list(config.list)) for config in evaluate.configs]
     assert ran == [(s, n, v) for s in ("first", "second") for n in (0, 1) for v in ([1, 2], [3])]
-    assert train.requests[0].overrides == ("stage=first", "seed=0", "+list=[1,2]", "needed=x")
+    assert evaluate.requests[0].overrides == ("stage=first", "seed=0", "+list=[1,2]", "needed=x")
 
 
-def test_glob_sweeps_over_the_choices_of_the_search_path(train: Recorder) -> None:
-    main(["train", "-m", "stage=glob([f*,s*])"])
-    assert [config.stage.name for config in train.configs] == ["first", "second"]
+def test_glob_sweeps_over_the_choices_of_the_search_path(evaluate: Recorder) -> None:
+    main(["evaluate", "-m", "-cn", "train", "stage=glob([f*,s*])"])
+    assert [config.stage.name for config in evaluate.configs] == ["first", "second"]
 
 
-def test_deletion_survives_a_sweep(train: Recorder) -> None:
-    main(["train", "-m", "~nested", "seed=1,2"])
-    assert ["nested" in config for config in train.configs] == [False, False]
+def test_deletion_survives_a_sweep(evaluate: Recorder) -> None:
+    main(["evaluate", "-m", "-cn", "train", "~nested", "seed=1,2"])
+    assert ["nested" in config for config in evaluate.configs] == [False, False]
 
 
-def test_an_interval_is_refused_with_a_way_out(train: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "-m", "seed=interval(0,1)"]) == 1
+def test_an_interval_is_refused_with_a_way_out(evaluate: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "-m", "-cn", "train", "seed=interval(0,1)"]) == 1
     assert "range(start, stop, step)" in capsys.readouterr().err
 
 
@@ -388,17 +397,19 @@ def test_a_failing_cell_is_reported_and_the_rest_go_on(
             raise ValueError("seed 1 is cursed")
         finished.append(config.seed)
 
-    install(monkeypatch, "train", run)
-    assert main(["train", "-m", "seed=0,1,2"]) == 1
+    install(monkeypatch, "evaluate", run)
+    assert main(["evaluate", "-m", "-cn", "train", "seed=0,1,2"]) == 1
     shown = capsys.readouterr()
     assert finished == [0, 2]
-    assert shown.out.splitlines() == [f"bdg train [{n + 1}/3] seed={n}" for n in range(3)]
-    assert shown.err == ("bdg train [2/3] seed=1: error: seed 1 is cursed\nbdg train: error: 1 of 3 cells failed\n")
+    assert shown.out.splitlines() == [f"bdg evaluate [{n + 1}/3] seed={n}" for n in range(3)]
+    assert shown.err == (
+        "bdg evaluate [2/3] seed=1: error: seed 1 is cursed\nbdg evaluate: error: 1 of 3 cells failed\n"
+    )
 
 
-def test_a_mistyped_cell_stops_the_sweep_before_it_begins(train: Recorder) -> None:
-    assert main(["train", "-m", "stage=first,thrid"]) == 1
-    assert not train.configs
+def test_a_mistyped_cell_stops_the_sweep_before_it_begins(evaluate: Recorder) -> None:
+    assert main(["evaluate", "-m", "-cn", "train", "stage=first,thrid"]) == 1
+    assert not evaluate.configs
 
 
 # --- help of a verb ---
@@ -452,7 +463,7 @@ def completions(
     ("line", "expected"),
     [
         ("bdg tr", {"train"}),
-        ("bdg p", {"pipeline", "pack", "probe"}),
+        ("bdg p", {"pipeline", "pack", "probe", "preflight", "prune"}),
         ("bdg ", set(VERBS)),
         ("bdg train sta", {"stage=", "stage."}),
         ("bdg train stage=se", {"stage=second"}),

@@ -13,15 +13,18 @@ def report(command: str, error: Exception) -> None:
 
     The user's are ValueError, OSError and what Hydra, OmegaConf and YAML raise. BDG_TRACEBACK=1 shows every traceback.
     """
-    from_config = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml")
-    mendable = from_config or isinstance(error, ValueError | OSError) or "DataLoader worker" in str(error)  # torch's
+    mendable = (
+        _from_config(error) or isinstance(error, ValueError | OSError) or "DataLoader worker" in str(error)
+    )  # torch's
     if os.environ.get("BDG_TRACEBACK") == "1" or not mendable:
         print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     else:
-        print(f"{command}: error: {masked(_message(error, from_config))}", file=sys.stderr)
+        print(f"{command}: error: {masked(message(error))}", file=sys.stderr)
 
 
-def _message(error: Exception, from_config: bool) -> str:
+def message(error: Exception) -> str:
+    """The text of an error with the reasons that others have noted on it."""
+    from_config = _from_config(error)
     texts = [str(error), *getattr(error, "__notes__", [])]
     if from_config and type(error.__cause__).__module__.startswith("omegaconf"):
         texts.append(str(error.__cause__))  # Hydra leaves the reason to the exception that it was raised from
@@ -31,3 +34,7 @@ def _message(error: Exception, from_config: bool) -> str:
     if from_config and (missing := re.search(r"[Mm]issing mandatory value: (\S+)", text)):
         return f"{missing[1]} has no value: add {missing[1]}=VALUE to the command"
     return text
+
+
+def _from_config(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml")

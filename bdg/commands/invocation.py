@@ -21,6 +21,8 @@ from bdg.commands.request import Request
 from bdg.commands.verbs import Verb
 from jobs.secrets import hide_secrets
 
+SWEPT = ("train", "pipeline")
+"""Verbs whose `-m` is a sweep: its runs are planned together, and what cells share is trained once."""
 SHARD_RANGE = re.compile(r"^([^=]+)=([^'\"].*\{\d+\.\.\d+\}.*)$")
 """key=a-{000..009}.tar, which the shell hands over without quotes and Hydra's grammar has no meaning for."""
 
@@ -39,6 +41,16 @@ def invoke(verb: Verb, argv: Sequence[str]) -> int:
         hydra.show_cfg(config_name, overrides, flags.cfg, flags.package, flags.resolve)
     elif flags.info:
         hydra.show_info(flags.info, config_name, overrides)
+    elif verb.name == "sweep" or (flags.multirun and verb.name in SWEPT):
+        set_up_logging()
+        name = flags.config_name or ("train" if verb.name == "sweep" else verb.file)
+        sweep = importlib.import_module("bdg.commands.sweep").sweep
+        return sweep(Request(name, tuple(overrides), flags.config_dir), measured=verb.name == "pipeline")
+    elif verb.name == "preflight":  # as of a sweep, keys may have several values
+        set_up_logging()
+        importlib.import_module("bdg.commands.preflight").preflight(
+            Request("train", tuple(overrides), flags.config_dir)
+        )
     elif flags.multirun:
         return run_all(verb, [Request(config_name, cell, flags.config_dir) for cell in cells(hydra, overrides)])
     else:
@@ -70,14 +82,15 @@ def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
     A verb with `many` takes all that are left for its last key, as a list. A word is bare if it has no '=' or begins as a
     path does (`./ ../ / ~/`); `~key` is Hydra's deletion.
     """
-    named = Counter(argument.lstrip("+").partition("=")[0] for argument in arguments if not is_bare(argument))
+    bare = {argument for argument in arguments if is_bare(argument, verb.cells)}
+    named = Counter(argument.lstrip("+").partition("=")[0] for argument in arguments if argument not in bare)
     for name, times in named.items():
         if times > 1:  # the last would count, silently; a shell makes this of key=x-{0..9}.tar
             raise ValueError(f"{name} is given {times} times: give it once, and put quotes around braces, '{name}=...'")
     free = [key for key in verb.words if key not in named]
     overrides, rest = [], []
     for argument in arguments:
-        if not is_bare(argument):
+        if argument not in bare:
             overrides.append(SHARD_RANGE.sub(lambda found: f"{found[1]}={quote(found[2])}", argument))
         elif verb.many and free == [verb.words[-1]]:
             rest.append(quote(argument))
@@ -88,9 +101,11 @@ def name_words(verb: Verb, arguments: Sequence[str]) -> list[str]:
     return [*overrides, f"{verb.words[-1]}=[{','.join(rest)}]"] if rest else overrides
 
 
-def is_bare(argument: str) -> bool:
-    """Whether an argument is a plain word such as a path, not an override."""
-    return argument.startswith(("./", "../", "/", "~/")) or not ("=" in argument or argument.startswith("~"))
+def is_bare(argument: str, cells: bool = False) -> bool:
+    """Whether an argument is a plain word such as a path, not an override. cells: a '/' before the '=' makes a word, too."""
+    if argument.startswith(("./", "../", "/", "~/")) or (cells and "/" in argument.partition("=")[0]):
+        return True
+    return not ("=" in argument or argument.startswith("~"))
 
 
 def quote(text: str) -> str:
@@ -101,28 +116,37 @@ def quote(text: str) -> str:
 
 
 def cells(hydra: Hydra, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """The overrides of each cell of a sweep in Hydra's grammar (choice, range, glob), the last key varying fastest."""
-    axes: list[list[str]] = []
+    """The overrides of each cell of a sweep, the last key varying fastest."""
+    return list(itertools.product(*axes(hydra, overrides)))
+
+
+def axes(hydra: Hydra, overrides: Sequence[str]) -> list[list[str]]:
+    """For each override those that it stands for, as Hydra's grammar has it: several of a choice, a range or a glob."""
+    found: list[list[str]] = []
     for override in OverridesParser.create(hydra.config_loader).parse_overrides(list(overrides)):
         if not override.is_sweep_override():
-            axes.append([str(override.input_line)])
+            found.append([str(override.input_line)])
         elif override.is_discrete_sweep():
-            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+            found.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         else:
             raise HydraException(
                 f"'{override.input_line}' is an interval: name the values, or range(start, stop, step)"
             )
-    return list(itertools.product(*axes))
+    return found
 
 
 def run(verb: Verb, request: Request) -> None:
     """Compose the config and do the verb's work."""
+    set_up_logging()
+    config = request.compose()
+    importlib.import_module(f"bdg.commands.{verb.file}").run(config, request)
+
+
+def set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(hide_secrets)
     logging.getLogger("bdg").setLevel(logging.INFO)
-    config = request.compose()
-    importlib.import_module(f"bdg.commands.{verb.file}").run(config, request)
 
 
 def run_all(verb: Verb, requests: Sequence[Request]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -10,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,16 +24,24 @@ from bdg.weights import save_weights
 from callbacks.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
 from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
-from jobs.run import Run, definition, differences, manifest, write_text
+from jobs.geometry import check_job
+from jobs.identity import definition, differences
+from jobs.run import Run, manifest, write_text
+from jobs.staging import stage_in
 
 log = logging.getLogger("bdg")
 
-DESCRIBES = ("name", "reads", "curves", "estimate", "lambda", "anchor")
+DESCRIBES = ("name", "curves", "estimate", "lambda", "anchor")
 """Keys of `stage` that speak to the rest of the config; the others are arguments of the stage's class."""
 
 
 def run(config: DictConfig, request: Request) -> None:
     link = stage_link(request, config.stage.name)
+    if config.identity and config.identity != link.run.identity:
+        raise ValueError(
+            f"identity={config.identity} was planned, but this comes to {link.run.stage} {link.run.identity}: data or code "
+            "probably changed since then: give the same bdg sweep again, which plans anew, or leave identity out"
+        )
     metrics = train(link)
     if config.json:
         found = {"run": str(link.run.folder), "metrics": metrics}
@@ -46,6 +55,7 @@ def train(link: Link) -> dict[str, float]:
         callbacks.preempt.Preempted: it was told to leave, and has saved its state.
     """
     run, config = link.run, link.config
+    check_job(config.trainer.get("devices"), config.trainer.get("num_nodes", 1), os.environ)
     if run.done:
         log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
@@ -58,7 +68,7 @@ def train(link: Link) -> dict[str, float]:
         )
     _hush()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    data = build(config.data)
+    data = build(_near(config).data)
     stage = build_stage(config)
     trainer = build_trainer(config, data)
     begun = _header(resume) if resume else {"global_step": 0}
@@ -74,6 +84,7 @@ def train(link: Link) -> dict[str, float]:
         try:
             if at_end:  # it was killed in the validation after its last step
                 stage.load_state_dict(read_checkpoint(at_end)["state_dict"])
+                trainer.fit_loop.epoch_loop._batches_that_stepped = begun["global_step"] - 1  # of what is logged
                 trainer.validate(stage, datamodule=data, verbose=False)
             else:
                 trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -88,8 +99,25 @@ def train(link: Link) -> dict[str, float]:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.is_global_zero:
             _close(link, stage, metrics)
+            for logger in trainer.loggers:
+                getattr(logger, "publish", lambda weights: None)(run.weights)
         trainer.strategy.barrier("done")
     return metrics
+
+
+def _near(config: DictConfig) -> DictConfig:
+    """The config with data.root on this node's own disk, if cluster.scratch names a folder there."""
+    scratch, root = config.cluster.get("scratch"), config.data.get("root")
+    if not scratch:
+        return config
+    if not root or not Path(root).is_dir():
+        raise ValueError(
+            f"cluster.scratch={scratch} takes a copy of the folder data.root, which is {root}: give data=packed "
+            "data.root=FOLDER, or cluster.scratch=null; shards behind URLs are copied to data.cache anyway"
+        )
+    near = config.copy()
+    near.data.root = str(stage_in(Path(root), Path(os.path.expandvars(scratch))))
+    return near
 
 
 def _check_folder(link: Link) -> None:
@@ -173,7 +201,7 @@ def build_trainer(config: DictConfig, data: RestorationData) -> L.Trainer:
     callbacks = [build(node) for node in config.callbacks.values() if node]
     loggers = [build(node) for node in config.logger.values() if node]
     plugins = [build(node) for node in config.trainer.plugins]
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks.preempt leaves without a deadlock
     trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False, plugins=plugins)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
@@ -189,6 +217,7 @@ def _open(link: Link, story: str) -> None:
     run.tell(story)
     write_text(run.folder / "config.yaml", OmegaConf.to_yaml(link.config, resolve=True))
     facts = manifest(run, parent.identity if parent else None, link.data)
+    facts |= {"words": list(link.words), "cwd": str(Path.cwd())}  # for bdg resume
     path = run.folder / "manifest.json"
     if path.exists():  # how it began stays; what goes on is added
         begun = json.loads(path.read_text())
@@ -221,6 +250,7 @@ def _hush() -> None:
         ".*exists and is not empty.*",
         ".*`IterableDataset`.*",
         ".*LeafSpec.*",
+        ".*`srun` command is available.*",  # on a login node, say; in a job the geometry is checked
         ".*sync_dist=True.*",  # torchmetrics has gathered over the ranks already
     ):
         warnings.filterwarnings("ignore", message=message)

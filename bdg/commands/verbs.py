@@ -9,7 +9,7 @@ class Verb:
 
     `words` are the config keys that bare words on the command line fill, in order: with `("input", "output")`,
     `bdg restore a.jpg b.png` is `bdg restore input=a.jpg output=b.png`. With `many`, the last of them takes all words that
-    are left, as a list.
+    are left, as a list. With `cells`, a word may be SWEEP/CELL/STAGE, and cells have '=' in their names.
     """
 
     name: str
@@ -17,6 +17,7 @@ class Verb:
     examples: tuple[str, str, str]
     words: tuple[str, ...] = ()
     many: bool = False
+    cells: bool = False
 
     @property
     def file(self) -> str:
@@ -48,6 +49,152 @@ VERBS = {
                 "bdg pipeline experiment=demo",
                 "bdg pipeline experiment=demo seed=1",
                 "bdg pipeline stages=[generation,restoration]",
+            ),
+        ),
+        Verb(
+            name="sweep",
+            summary="train the cells of a sweep, each stage that they share once; the same command goes on with it",
+            examples=(
+                "bdg sweep sweep=lambda_glcm experiment=demo plan=true",
+                "bdg sweep sweep=[ablations,seeds] experiment=demo cluster=slurm cluster.time_min=240",
+                "bdg sweep experiment=demo stage.lambda=0.05,0.1 seed=0,1 sweep.name=mine",
+            ),
+        ),
+        Verb(
+            name="preflight",
+            summary="look for what would go wrong with a training or a sweep, before anything is submitted",
+            examples=(
+                "bdg preflight experiment=demo",
+                "bdg preflight sweep=lambda_glcm experiment=demo json=findings.json",
+                "bdg preflight sweep=seeds experiment=all_in_one data.root=shards cluster=slurm cluster.time_min=240",
+            ),
+        ),
+        Verb(
+            name="cluster",
+            summary="describe this Slurm cluster in a config file of your own",
+            words=("action", "name"),
+            examples=(
+                "bdg cluster init",
+                "bdg cluster init a100",
+                "bdg cluster init name=a100",
+            ),
+        ),
+        Verb(
+            name="status",
+            summary="show what the runs of a sweep do, or of all sweeps, and why they wait",
+            words=("name",),
+            examples=(
+                "bdg status",
+                "bdg status lambda_glcm watch=true",
+                "bdg status project=demo json=status.json",
+            ),
+        ),
+        Verb(
+            name="logs",
+            summary="show what a run printed last",
+            words=("run",),
+            cells=True,
+            examples=(
+                "bdg logs 0123456789ab",
+                "bdg logs 0123 restart=0 lines=200",
+                "bdg logs lambda_glcm/lambda=0.05,scales=1-2/bridging follow=true",
+            ),
+        ),
+        Verb(
+            name="cancel",
+            summary="end the jobs of a sweep or a run; what runs saves its state first",
+            words=("what",),
+            cells=True,
+            examples=(
+                "bdg cancel lambda_glcm",
+                "bdg cancel lambda_glcm dry=true",
+                "bdg cancel 0123456789ab",
+            ),
+        ),
+        Verb(
+            name="resume",
+            summary="give the command that made a run or a sweep once more",
+            words=("what",),
+            cells=True,
+            examples=(
+                "bdg resume lambda_glcm",
+                "bdg resume 0123456789ab",
+                "bdg resume runs/bdg/bridging/0123456789ab \"words='cluster=local'\"",
+            ),
+        ),
+        Verb(
+            name="lineage",
+            summary="show what a run comes from: parents, data, code",
+            words=("run",),
+            cells=True,
+            examples=(
+                "bdg lineage 0123456789ab",
+                "bdg lineage lambda_glcm/lambda=0.05,scales=1-2/restoration",
+                "bdg lineage 0123 json=lineage.json",
+            ),
+        ),
+        Verb(
+            name="report",
+            summary="write a page that shows what a sweep asks and answers, to be opened without network",
+            words=("name",),
+            examples=(
+                "bdg report lambda_glcm",
+                "bdg report lambda_glcm measure=true output=report.html",
+                "bdg report lambda_glcm watch=true every_s=60",
+            ),
+        ),
+        Verb(
+            name="compare",
+            summary="write a page with the same images restored by several runs, side by side",
+            words=("runs",),
+            many=True,
+            cells=True,
+            examples=(
+                "bdg compare 0123456789ab fedcba987654",
+                "bdg compare 0123 fedc output=compare.html images=100",
+                "bdg compare lambda_glcm/lambda=0.05,scales=1-2/restoration lambda_glcm/lambda=0.2,scales=1-2/restoration",
+            ),
+        ),
+        Verb(
+            name="stats",
+            summary="show means of runs and sweeps with intervals, and whether they differ",
+            words=("what",),
+            many=True,
+            cells=True,
+            examples=(
+                "bdg stats lambda_glcm",
+                "bdg stats lambda_glcm measure=true json=stats.json",
+                "bdg stats 0123456789ab fedcba987654 metric=ssim",
+            ),
+        ),
+        Verb(
+            name="prune",
+            summary="list files of runs that nobody needs any more, or delete them",
+            examples=(
+                "bdg prune",
+                "bdg prune project=demo dry=false",
+                "bdg prune root=runs json=prune.json",
+            ),
+        ),
+        Verb(
+            name="sync",
+            summary="send to W&B what runs logged without internet",
+            words=("what",),
+            cells=True,
+            examples=(
+                "bdg sync",
+                "bdg sync lambda_glcm watch=true",
+                "bdg sync 0123456789ab dry=true",
+            ),
+        ),
+        Verb(
+            name="dashboard",
+            summary="show a sweep in W&B: a workspace and a report of the same panels as bdg report",
+            words=("name",),
+            examples=(
+                "bdg dashboard lambda_glcm",
+                "bdg dashboard lambda_glcm save=true entity=team",
+                "bdg dashboard lambda_glcm metric=ssim json=workspace.json",
             ),
         ),
         Verb(

@@ -102,7 +102,7 @@ def test_each_start_is_recorded_and_its_words_arrive_as_they_are(plan: Plan, cod
     assert [line["tasks"]["0"] for line in lines] == ["g", "b0", "c0", "b1"]
     output = Path(plan.tasks["b1"].folder, "slurm", f"{lines[-1]['job']}.restart0.out").read_text()
     assert "a=it's $HOME" in output
-    assert "identity=b1" in output
+    assert "identity='b1'" in output
 
 
 def test_sigterm_lets_trainings_save_and_leave(plan: Plan, code: Path) -> None:

@@ -4,7 +4,9 @@ from jobs.plan import Cell, Plan, Task
 
 
 def test_a_plan_comes_back_from_its_json_as_it_was() -> None:
-    generation = Task("generation", "a" * 12, "runs/demo/generation/" + "a" * 12, None, ("stage=generation",), (0, 1), 4)
+    generation = Task(
+        "generation", "a" * 12, "runs/demo/generation/" + "a" * 12, None, ("stage=generation",), (0, 1), 4
+    )
     bridging = [
         Task("bridging", digit * 12, f"runs/demo/bridging/{digit * 12}", "a" * 12, (f"seed={digit}",), (cell,), 4)
         for cell, digit in enumerate("21")  # parents before children, not in the order of the alphabet

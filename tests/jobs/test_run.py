@@ -8,83 +8,7 @@ from typing import Any
 
 import pytest
 
-from bdg.commands.chain import resolved
-from bdg.commands.request import Request
-from jobs.run import Run, definition, differences, identity, write_text
-
-STAGES = ("generation", "bridging", "restoration")
-
-
-def defined(stage: str, *overrides: str) -> dict[str, Any]:
-    config = Request("train", ("data.root=photographs", f"stage={stage}", *overrides)).compose()
-    config.run_folder = ""
-    return definition(resolved(config))
-
-
-@pytest.mark.parametrize(
-    ("override", "stages"),
-    [
-        ("seed=1", STAGES),
-        ("network=S", STAGES),
-        ("diffusion.time=index", STAGES),
-        ("diffusion.schedule.num_steps=100", STAGES),
-        ("data.crop=64", STAGES),
-        ("trainer.max_steps=7", STAGES),
-        ("trainer.precision=bf16-mixed", STAGES),
-        ("callbacks.ema.decay=0.9", STAGES),
-        ("stage.optimizer.lr=1e-3", STAGES),
-        ("max_steps.bridging=7", ("bridging",)),
-        ("stage.lambda=0.05", ("bridging", "restoration")),
-        ("stage.weights.classify=0", ("bridging",)),
-        ("stage.terms.negative.literal=true", ("restoration",)),
-        ("stage.terms.bridge.targets=class", ("bridging", "restoration")),
-        ("stage.estimate=residual", ("bridging", "restoration")),
-        ("glcm.scales=[1]", ("bridging", "restoration")),
-        ("degradation=rain", ("bridging", "restoration")),
-        ("trainer.devices=2", ()),
-        ("logger=none", ()),
-        ("sampler=ddpm", ()),
-        ("protocol=y", ()),
-        ("project=other", ()),
-        ("callbacks.checkpoint.every_n_steps=3", ()),
-        ("data.quotas={rain:1}", STAGES),
-        ("data.window=8", STAGES),
-        ("data.reader=stream", STAGES),
-        ("data.num_workers=3", ()),
-        ("data.micro_batch=2", ()),
-        ("data.cache=elsewhere", ()),
-        ("data.cache_gb=7", ()),
-        ("data.on_error=skip", ()),
-    ],
-)
-def test_changing_a_key_changes_exactly_the_stages_that_read_it(override: str, stages: tuple[str, ...]) -> None:
-    changed = tuple(stage for stage in STAGES if defined(stage) != defined(stage, override))
-
-    assert changed == stages
-
-
-def test_the_order_of_degradations_is_part_of_the_identity() -> None:
-    """It fixes the labels."""
-    one, other = (defined("bridging", f"degradation=[{order}]") for order in ("rain,blur", "blur,rain"))
-
-    assert identity(one, None, "data") != identity(other, None, "data")
-
-
-@pytest.mark.parametrize("override", ["data.num_workers=3", "data.micro_batch=2", "trainer.devices=2"])
-def test_who_reads_which_shards_counts_where_they_are_read_forwards(override: str) -> None:
-    assert defined("generation", "data.reader=stream") != defined("generation", "data.reader=stream", override)
-
-
-def test_generation_conditioned_on_x_lq_is_another_run() -> None:
-    assert defined("generation") != defined("generation", "stage.condition=x_lq")
-
-
-def test_identity_depends_on_definition_parent_and_data() -> None:
-    ours = identity({"seed": 0}, None, "data")
-
-    assert ours == identity({"seed": 0}, None, "data")
-    others = [identity({"seed": 1}, None, "data"), identity({"seed": 0}, "p", "data"), identity({"seed": 0}, None, "d")]
-    assert len({ours, *others}) == 4
+from jobs.run import Run, write_text
 
 
 def test_a_run_is_done_only_with_its_weights(tmp_path: Path) -> None:
@@ -143,12 +67,6 @@ def test_the_readme_of_a_run_grows_by_a_line(tmp_path: Path) -> None:
     assert title == "# bridging abc"
     assert first.endswith("begins")
     assert second.endswith("done")
-
-
-def test_differences_name_the_keys() -> None:
-    assert differences({"a": {"b": 1, "c": {}}, "d": [1]}, {"a": {"b": 2, "c": {}}, "d": [1]}) == ["a.b: 1 and 2"]
-    assert differences({"a": 1}, {}) == ["a: 1 and missing"]
-    assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
