@@ -7,7 +7,10 @@ import sys
 from bdg import __version__
 from bdg.commands.errors import report
 from bdg.commands.verbs import VERBS
+from bdg.signals import remember
 
+TRAINS = ("train", "pipeline")
+"""Verbs whose process may be told to leave while it still imports torch."""
 HELP = """\
 bdg <verb> [words] [key=value ...]
 
@@ -42,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         if first not in VERBS:
             print(f"bdg: error: {_not_a_verb(first)}", file=sys.stderr)
             return 2
+        if argv is None and first in TRAINS:
+            remember()
         from bdg.commands.invocation import invoke
 
         return invoke(VERBS[first], rest)

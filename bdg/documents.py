@@ -1,8 +1,10 @@
-"""JSON that somebody else wrote: whatever the bytes are, they give a value or a ValueError, and soon."""
+"""JSON and YAML that somebody else wrote: whatever the bytes are, they give a value or a ValueError, and soon."""
 
 import json
 import math
 from typing import Any, NoReturn
+
+import yaml
 
 
 def parse(data: bytes | str) -> Any:
@@ -24,6 +26,23 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
     value = parse(data)
     if not isinstance(value, dict):
         raise ValueError("no object")
+    return value
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """The mapping of a YAML text, made of plain containers.
+
+    Raises ValueError for what is no YAML or no mapping.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        value = loader.get_single_data()
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"not YAML ({error})") from None
+    finally:
+        loader.dispose()
+    if not isinstance(value, dict):
+        raise ValueError("no mapping")
     return value
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch import callbacks
 
+from bdg.signals import remembered
 from callbacks.checkpoint import Checkpoint
 from jobs.run import write_text
 
@@ -27,8 +28,9 @@ class Preempted(SystemExit):
 class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
     """After a signal of SIGNALS, or `margin_s` before the end of the job, saves after the next step and raises Preempted.
 
-    A signal only sets a flag. After each optimizer step the ranks agree by one reduction, so none is left waiting in a
-    collective; a validation that has begun is finished first. A second Ctrl-C stops at once, without saving.
+    A signal only sets a flag, also before the first step (`bdg.signals`). After each optimizer step the ranks agree by one
+    reduction, so none is left waiting in a collective; a validation that has begun is finished first. A second Ctrl-C stops at
+    once, without saving.
 
     request: rank 0 writes this file when the run should be started again: the job script's cue to
     requeue. end: when the job is killed, in seconds since 1970; by default $SLURM_JOB_END_TIME. Beside `margin_s`, twice the
@@ -51,6 +53,7 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._received)
+            self.received = self.received or remembered()
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked: its parent decides

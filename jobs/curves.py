@@ -23,7 +23,9 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
 
 def _values(path: Path) -> Iterator[tuple[int, str, float]]:
     try:
-        *lines, _ = path.read_text(encoding="utf-8", errors="replace").replace("\0", "").split("\n")  # the last may be cut off
+        *lines, _ = (
+            path.read_text(encoding="utf-8", errors="replace").replace("\0", "").split("\n")
+        )  # the last may be cut off
     except OSError:
         return
     rows = csv.reader(lines)

@@ -86,7 +86,7 @@ def label(value: Any) -> str:
         case float():
             return f"{value:.4g}"
         case list() if len(value) > 4:
-            return f"{len(value)}: {label(value[0])} … {label(value[-1])}"
+            return f"[{label(value[0])}, …, {label(value[-1])}] ({len(value)})"
         case list():
             return f"[{', '.join(map(label, value))}]"
         case dict():

@@ -9,12 +9,11 @@ import shutil
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +32,7 @@ from bdg.commands.checks import (
     get,
 )
 from bdg.commands.planning import Planned
+from bdg.documents import parse_yaml
 from jobs.geometry import Geometry
 from jobs.run import Run
 from jobs.sbatch import Job, sbatch_text
@@ -240,8 +240,8 @@ def _measured(folder: Path) -> Iterator[tuple[list[Any], float]]:
     for path in folder.glob("*/throughput.json"):
         try:
             step_s = float(json.loads(path.read_text())["step_s"])
-            config: Mapping[str, Any] = yaml.load(path.with_name("config.yaml").read_text(), yaml.CSafeLoader)
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):  # a run that has just begun, or was cut off
+            config = parse_yaml(path.with_name("config.yaml").read_text())
+        except (OSError, ValueError, TypeError, KeyError):  # a run that has just begun, or was cut off
             continue
         yield [get(config, key) for key in AS_FAST], step_s
 

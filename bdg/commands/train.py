@@ -27,10 +27,14 @@ from datamodules.restoration import RestorationData
 from jobs.geometry import check_job
 from jobs.identity import definition, differences
 from jobs.run import Run, manifest, write_text
+from jobs.secrets import masked
 from jobs.staging import stage_in
 
 log = logging.getLogger("bdg")
 
+RANKS_THAT_RETURN = "ddp_find_unused_parameters_true"
+"""Else DDP packs the gradients anew after a process's first step; over more than two ranks sums then are rounded in another
+order, and a resumed training is not that which was never stopped."""
 DESCRIBES = ("name", "curves", "estimate", "lambda", "anchor")
 """Keys of `stage` that speak to the rest of the config; the others are arguments of the stage's class."""
 
@@ -125,12 +129,18 @@ def _check_folder(link: Link) -> None:
     path = link.run.folder / "config.yaml"
     if not path.exists():
         return
-    begun: Any = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")))
-    if different := differences(definition(begun), definition(resolved(link.config))):
+    now = masked(OmegaConf.to_yaml(link.config, resolve=True))  # as it was written: without secrets
+    if different := differences(*(_defined(text) for text in (path.read_text(encoding="utf-8"), now))):
         raise ValueError(
             f"{link.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
             "give these their old values, or remove the folder"
         )
+
+
+def _defined(config: str) -> dict[str, Any]:
+    written = OmegaConf.create(config)
+    assert isinstance(written, DictConfig)
+    return definition(resolved(written))
 
 
 def _story(link: Link, resume: Path | None, begun: Mapping[str, Any], trainer: L.Trainer) -> str:
@@ -203,11 +213,18 @@ def build_trainer(config: DictConfig, data: RestorationData) -> L.Trainer:
     plugins = [build(node) for node in config.trainer.plugins]
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # callbacks.preempt leaves without a deadlock
-    trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    strategy = {"strategy": RANKS_THAT_RETURN} if _has_ranks(config.trainer) else {}
+    trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False, plugins=plugins, **strategy)
     trainer.accumulate_grad_batches = data.accumulation(trainer.world_size)
     if isinstance(trainer.val_check_interval, int):
         trainer.val_check_interval *= trainer.accumulate_grad_batches  # steps in conf, batches for Lightning
     return trainer
+
+
+def _has_ranks(trainer: DictConfig) -> bool:
+    """Whether there are several and nobody chose how they meet."""
+    devices = trainer.get("devices")
+    return "strategy" not in trainer and isinstance(devices, int) and devices * trainer.get("num_nodes", 1) > 1
 
 
 def _open(link: Link, story: str) -> None:
@@ -250,6 +267,7 @@ def _hush() -> None:
         ".*exists and is not empty.*",
         ".*`IterableDataset`.*",
         ".*LeafSpec.*",
+        ".*find_unused_parameters=True was specified.*",
         ".*`srun` command is available.*",  # on a login node, say; in a job the geometry is checked
         ".*sync_dist=True.*",  # torchmetrics has gathered over the ranks already
     ):

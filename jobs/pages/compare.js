@@ -60,17 +60,17 @@ function step(by) {
 }
 
 function picture(column, error = false) {
-  const source = images[selected.pictures.first + column.at + (error && column.run !== undefined ? 1 : 0)];
-  return source ? make("img", {src: source, alt: `${column.name}${error ? ", error" : ""}`, draggable: "false"}) : make("span", {class: "missing"}, "no image");
+  const shown = error && column.run !== undefined, source = images[selected.pictures.first + column.at + shown];
+  return source ? make("img", {src: source, alt: column.name + (shown ? ", error" : ""), draggable: "false"}) : make("span", {class: "missing"}, "no image");
 }
 function caption(column) {
-  const text = make("p", {title: column.name}, make("b", {}, column.name));
-  if (column.name === "degraded" && column.at === 0) text.append(` ${fixed(selected.input[chosen.metric], chosen.metric)}`);
+  const values = make("span", {class: "values"});
+  if (column.at === 0) values.append(fixed(selected.input[chosen.metric], chosen.metric));
   if (column.run !== undefined) {
-    text.append(` ${fixed(value(selected, column.run), chosen.metric)} `);
-    if (column.run) text.append(difference(value(selected, column.run) - value(selected, 0)));
+    values.append(`${fixed(value(selected, column.run), chosen.metric)} `);
+    if (column.run) values.append(difference(value(selected, column.run) - value(selected, 0)));
   }
-  return text;
+  return make("p", {title: column.name}, make("b", {}, column.name), values);
 }
 function frame(...inside) {
   const [width, height] = selected.pictures.size;
@@ -96,7 +96,7 @@ function show() {
     shown = [make("div", {class: "pane"}, caption(left), caption(right), frame(picture(left), over, handle))];
     handle.addEventListener("pointerdown", slide);
   } else if (chosen.mode === "flicker") {
-    const over = picture(right), text = make("p", {"aria-live": "off"});
+    const over = picture(right), text = make("div");
     const turn = () => { over.hidden = !second; text.replaceChildren(caption(second ? right : left)); };
     shown = [make("div", {class: "pane"}, text, frame(picture(left), over))];
     timer = setInterval(() => { if (!held) { second = !second; turn(); } }, FLICKER_MS);
@@ -127,7 +127,7 @@ function place() {
     handle?.style.setProperty("--cut", `${view.cut}%`);
     handle?.setAttribute("aria-valuenow", Math.round(view.cut));
   }
-  at("scale").textContent = `${view.scale.toFixed(view.scale < 10 ? 1 : 0)}×`;
+  at("scale").textContent = `${Math.round(100 * view.scale)} %`;
 }
 function zoom(factor, x = .5, y = .5) {
   const before = view.scale;

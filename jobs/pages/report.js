@@ -124,7 +124,7 @@ const panels = {
     const shares = facts.importance[chosen.metric]?.[chosen.part] ?? {}, keys = Object.keys(shares).reverse();
     const short = key => facts.keys.find(each => each.key === key)?.short ?? key;
     return [[{type: "bar", orientation: "h", y: keys.map(k => plain(short(k))), x: keys.map(k => 100 * shares[k]), marker: {color: color(0)}, text: keys.map(k => `${(100 * shares[k]).toFixed(0)} %`),
-      textposition: "auto", hovertemplate: "%{y}: %{x:.1f} %<extra></extra>"}],
+      textposition: "outside", cliponaxis: false, hovertemplate: "%{y}: %{x:.1f} %<extra></extra>"}],
     {xaxis: {title: {text: "share of the variance of runs, %"}, range: [0, 100]}, yaxis: {showgrid: false, type: "category"}, margin: {l: 90, r: 16, t: 12, b: 44}}];
   },
 };
@@ -286,7 +286,7 @@ function graph() {
     marker: {size: few ? 11 : 7, color: nodes.map(n => tone[n.state] ?? style("--quiet"))}, textfont: {size: 11},
     hovertext: nodes.map(n => `${plain(n.stage)} ${n.identity}<br>${plain(n.cell)}<br>${n.state}${n.hours ? `, ${hours(n.hours)} h` : ""}`), hoverinfo: "text"};
   return [[edges, points], {xaxis: {tickvals: facts.stages.map((_, i) => i), ticktext: facts.stages.map(plain), side: "top", range: [-.15, facts.stages.length - .3], showgrid: false, zeroline: false},
-    yaxis: {visible: false}, margin: {l: 10, r: 10, t: 34, b: 10}}];
+    yaxis: {visible: false}, margin: {l: 40, r: 10, t: 34, b: 10}}];
 }
 
 function simpleTable(target, head, rows) {

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bdg.cli import TRAINS
+from bdg.signals import TOLD_TO_LEAVE, remember, remembered
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from callbacks.preempt import SIGNALS, Preempt, Preempted
 
@@ -99,6 +103,24 @@ def test_a_signal_during_the_sanity_check_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(Preempted):
         fit(tmp_path, Walk("validation_step", 0))
     assert saved_step(tmp_path) == 1
+
+
+@pytest.mark.parametrize("signum", TOLD_TO_LEAVE)
+def test_a_signal_while_torch_is_imported_is_answered_after_the_first_step(signum: int, tmp_path: Path) -> None:
+    remember()
+    os.kill(os.getpid(), signum)
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk())
+    assert saved_step(tmp_path) == 1
+    assert remembered() is None
+
+
+@pytest.mark.parametrize("verb", TRAINS)
+def test_a_verb_that_trains_does_not_die_of_a_signal_before_it_can_answer(verb: str) -> None:
+    code = "import os, signal, sys; from bdg import cli; sys.argv = ['bdg', sys.argv[1], 'stage=none']; cli.main()"
+    code += "; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
+    done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True)
+    assert done.stdout == "alive\n"
 
 
 def test_of_a_step_in_parts_all_are_done(tmp_path: Path) -> None:
