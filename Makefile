@@ -7,7 +7,7 @@ JOBS ?= 2
 
 pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test test-slow lint chaos bench
+.PHONY: help demo test test-slow lint chaos bench slurm-up slurm-down
 
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -34,6 +34,12 @@ chaos: .venv/.installed  ## kill a training of two processes fifty times and com
 bench: .venv/.installed  ## measure the MAS-GLCM and the network on this machine
 	.venv/bin/python benchmarks/glcm.py
 	.venv/bin/python benchmarks/network.py
+
+slurm-up:  ## start a Slurm of two nodes on this machine, to try sweeps on (as root, on Debian 12)
+	@$(PYTHON) tests/slurm/cluster.py up
+
+slurm-down:  ## stop it
+	@$(PYTHON) tests/slurm/cluster.py down
 
 # An installation that was interrupted leaves .installing behind and is begun anew.
 .venv/.installed: pyproject.toml constraints.txt

@@ -50,6 +50,12 @@ class Protocol:
         rounding = "rounded to uint8" if self.round_uint8 else "not rounded"
         return f"{color}, border {self.border}, {rounding}, mean over images; SSIM 11x11 gaussian, sigma 1.5, inside"
 
+    @property
+    def short(self) -> str:
+        """What a metric's name can end with: "rgb", "y_border4", "rgb_unrounded"."""
+        border = f"_border{self.border}" if self.border else ""
+        return self.color + border + ("" if self.round_uint8 else "_unrounded")
+
     def __call__(self, image: Image) -> Levels:
         """RGB in [-1, 1] -> grey levels in 0..255, of 3 channels or of 1."""
         inside = slice(self.border, -self.border or None)

@@ -56,7 +56,7 @@ class Chaos:
         self.command = [
             *(sys.executable, "-m", "bdg", "train", "experiment=demo_smoke", "stage=bridging", "inherit.from=none"),
             *(f"data.root={shards}", f"root={self.root}", f"trainer.max_steps={steps}"),
-            *(f"trainer.devices={RANKS}", "trainer.accelerator=cpu", "+trainer.strategy=ddp", "data.num_workers=1"),
+            *(f"trainer.devices={RANKS}", "trainer.accelerator=cpu", "data.num_workers=1"),
             *("callbacks.checkpoint.every_n_steps=2", f"trainer.val_check_interval={max(4, steps // 6)}"),
             *("+callbacks.record._target_=callbacks.record.Record", f"+callbacks.record.folder={self.record}"),
             *overrides,

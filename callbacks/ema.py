@@ -39,6 +39,11 @@ class Ema(WeightAveraging):
     def _begun(self) -> bool:
         return self._average_model is not None and int(self._average_model.n_averaged) > 0
 
+    @property
+    def average(self) -> torch.nn.Module | None:
+        """The averaged module outside of validation; None before the first update."""
+        return self._average_model.module if self._begun and self._average_model is not None else None
+
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._begun:  # before the first update there is no average to look at
             self._swap_models(pl_module)

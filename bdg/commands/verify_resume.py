@@ -105,7 +105,6 @@ def command(config: DictConfig, request: Request, folder: Path, geometry: Mappin
         f"callbacks.checkpoint.every_n_steps={max(2, config.steps // 7)}",
         f"data.num_workers={geometry['workers']}",
         f"trainer.devices={geometry['ranks']}",
-        f"+trainer.strategy={'ddp' if geometry['ranks'] > 1 else 'auto'}",
         "+callbacks.record._target_=callbacks.record.Record",
         f"+callbacks.record.folder={folder}/record",
     ]

@@ -22,6 +22,7 @@ from bdg.glcm import MasGlcm
 from bdg.losses import LossTerm, active, mean_pairwise_cosine
 from bdg.metrics import RestorationMetrics
 from bdg.networks.discriminator import Discriminator
+from bdg.samplers import Denoise
 from bdg.types import Estimate, Image, Step, Timestep
 
 FEATURES = "mid"
@@ -157,12 +158,12 @@ class Stage(L.LightningModule):
         """The image whose distance from x_hq is this stage's score."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is validated: return an image")
 
-    def sampled(self, batch: Batch) -> Image:
-        """x_lq restored by the whole reverse path."""
+    def sampled(self, batch: Batch, denoise: Denoise | None = None) -> Image:
+        """x_lq restored by the whole reverse path. denoise: another one than the stage's own, such as one that looks on."""
         x_lq = batch["x_lq"]
         generators = draws.each(batch["index"], x_lq.device, self.seed, Stream.VALIDATE)
         noise = draws.noise_like(x_lq, generators)
-        return self.sampler(self.denoise, self.diffusion, x_lq, noise, draw=draws.noise_drawer(generators))
+        return self.sampler(denoise or self.denoise, self.diffusion, x_lq, noise, draw=draws.noise_drawer(generators))
 
     def denoised(self, batch: Batch) -> Image:
         """x_hq believed at a fixed t: for a stage whose process does not start at x_lq."""

@@ -24,7 +24,9 @@ def test_a_restart_goes_on_and_replaces_what_was_done_again(tmp_path: Path) -> N
     assert curves(tmp_path) == {"loss": {1: 0.5, 2: 0.3, 3: 0.2}}
 
 
-@pytest.mark.parametrize("rest", ["3,0", "3", "", "\0\0\0", '3,"', "x,y\n", "3,nan\n", "3,0.1,7\n", "inf,1\n", "\xff\n"])
+@pytest.mark.parametrize(
+    "rest", ["3,0", "3", "", "\0\0\0", '3,"', "x,y\n", "3,nan\n", "3,0.1,7\n", "inf,1\n", "\xff\n"]
+)
 def test_lines_that_are_half_written_or_no_numbers_are_passed_over(rest: str, tmp_path: Path) -> None:
     log(tmp_path, f"step,loss\n1,0.5\n2,0.4\n{rest}")
     found = curves(tmp_path)["loss"]

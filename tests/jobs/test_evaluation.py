@@ -33,7 +33,10 @@ def test_runs_measured_alike_may_be_compared() -> None:
     [
         (evaluation(protocol="Y, border 4"), "the protocols differ: 'RGB, border 0' and 'Y, border 4'"),
         (evaluation(image("a")), "1 images were measured in one of them only, such as b"),
-        (evaluation(image("a"), image("b", psnr_input=15.5)), "the degraded images differ: b with rain had 15.00 dB and 15.50"),
+        (
+            evaluation(image("a"), image("b", psnr_input=15.5)),
+            "the degraded images differ: b with rain had 15.00 dB and 15.50",
+        ),
     ],
 )
 def test_what_differs_is_told(other: Evaluation, why: str) -> None:
@@ -56,8 +59,9 @@ def test_the_digest_tells_degraded_images_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "images", [[], ["no row"], [{"key": "a"}], [image("a"), {"key": "b"}], [image("a", psnr="high")], [image("a", severity="x")]]
-)  # fmt: skip
+    "images",
+    [[], ["no row"], [image("a"), {"key": "b"}], [image("a") | {"psnr": "x"}], [image("a") | {"severity": "x"}]],
+)
 def test_damaged_values_are_no_evaluation(images: list[Any], tmp_path: Path) -> None:
     write(tmp_path / "evaluation" / "test" / "per_image.json", images)
     assert evaluations(tmp_path) == []

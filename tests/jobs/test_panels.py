@@ -2,7 +2,9 @@
 
 from jobs.panels import KINDS, heat_keys, label, panels, values, varied
 
-GRID = [{"stage.lambda": w, "glcm.scales": s, "seed": n} for w in (0.1, 0.05) for s in ([1, 2, 4], [1, 2]) for n in (0, 1)]
+GRID = [
+    {"stage.lambda": w, "glcm.scales": s, "seed": n} for w in (0.1, 0.05) for s in ([1, 2, 4], [1, 2]) for n in (0, 1)
+]
 
 
 def test_a_grid_gets_a_curve_over_its_number_and_a_heat_map_of_both_keys() -> None:
@@ -31,4 +33,4 @@ def test_values_are_in_their_own_order_and_the_seed_is_no_key() -> None:
 
 def test_labels_are_short() -> None:
     shown = [label(value) for value in ([1, 2], [0, 0.392699, 1, 2, 3.141593], None, True, 1e-4, "demo")]
-    assert shown == ["[1, 2]", "5: 0 … 3.142", "as it is", "true", "0.0001", "demo"]
+    assert shown == ["[1, 2]", "[0, …, 3.142] (5)", "as it is", "true", "0.0001", "demo"]

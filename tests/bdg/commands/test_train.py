@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from bdg.cli import main
-from bdg.commands.train import _header
+from bdg.commands.compose import compose
+from bdg.commands.train import _header, _near
 
 SMALL = ("experiment=demo_smoke", "max_steps={generation: 3, bridging: 3, restoration: 3}", "data.num_workers=0")
 
@@ -94,6 +95,10 @@ def test_a_step_in_parts_is_the_step(folder: Path) -> None:
         ),
         (["seed=7", "+trainer.accumulate_grad_batches=2"], r"follows from data.batch_size, .* and data.micro_batch"),
         (["stage=bridging", "seed=6", "stages=[generation]"], r"stage=bridging is not in stages"),
+        (
+            ["stage=generation", "identity='012345678901'"],
+            r"identity=012345678901 was planned, but this comes to generation .*: data or code .*same bdg sweep again",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_one_clear_error(
@@ -111,6 +116,42 @@ def test_what_cannot_be_trained_is_one_clear_error(
     assert status == 1
     assert "Traceback" not in error
     assert re.search(message, error), error
+
+
+def test_the_identity_that_was_planned_is_fine_when_it_comes_out(folder: Path) -> None:
+    assert train(folder, "stage=generation", f"identity='{run_of(folder, 'generation').name}'") == 0
+
+
+def test_a_job_of_another_shape_ends_before_anything_is_built(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NTASKS": "4", "NNODES": "2", "NTASKS_PER_NODE": "2", "STEP_ID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("bdg.commands.train.build", lambda *arguments, **options: pytest.fail("something was built"))
+
+    assert train(folder, "stage=generation", "seed=8", "trainer.devices=2") == 1
+    assert "but this job has 2 nodes with 4 processes in all: give cluster.nodes=2" in capsys.readouterr().err
+
+
+def test_what_is_no_folder_cannot_be_copied_to_a_nodes_disk() -> None:
+    config = compose("train", ["data=shards", "data.shards=s3://x/a.tar", "+cluster.scratch=/tmp"])
+
+    with pytest.raises(
+        ValueError, match=r"cluster.scratch=/tmp takes a copy of the folder data.root, which is None: give"
+    ):
+        _near(config)
+
+
+def test_training_from_the_nodes_own_disk_is_the_same_run(folder: Path, tmp_path: Path) -> None:
+    assert train(folder, "stage=generation", "project=near", f"+cluster.scratch={tmp_path}") == 0
+
+    (copy,) = tmp_path.glob("bdg-*")
+    (near,) = (folder / "runs" / "near" / "generation").iterdir()
+    far = run_of(folder, "generation")
+    assert [*copy.glob("train-*.tar")]
+    assert near.name == far.name
+    assert f"{tmp_path}/bdg-" not in (near / "config.yaml").read_text()
+    assert (near / "metrics.json").read_text() == (far / "metrics.json").read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc/self/maps")
