@@ -27,7 +27,8 @@ class Point:
     def changes(self) -> Changes:
         """All of them; experiments add up."""
         experiments = [name for part in (self.own, self.grid) for name in listed(part.get("experiment"))]
-        return {**self.own, **self.grid, **({"experiment": experiments} if experiments else {})}
+        changes = {**self.own, **self.grid}
+        return changes | ({"experiment": experiments} if "experiment" in changes else {})
 
 
 def points(cells: Mapping[str, Any], grid: Mapping[str, Any], seeds: Any = ()) -> list[Point]:
