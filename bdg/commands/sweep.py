@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +26,9 @@ from bdg.commands.planning import Planned, flags, key_of, plan_cells
 from bdg.commands.price import Prices, prices
 from bdg.commands.request import Request
 from bdg.commands.runs import Place, ask
+from bdg.commands.search import GROWING, Search, alone, begun, corners, mend, need_optuna
+from bdg.commands.search import show as show_search
+from bdg.commands.search import write_json as write_search
 from bdg.commands.verbs import VERBS
 from jobs.freeze import freeze
 from jobs.geometry import Geometry
@@ -37,10 +41,12 @@ from jobs.slurm import Slurm
 from jobs.states import ACTIVE, State
 from jobs.submission import submit
 
+KEYS = ("name", "cells", "grid", "seeds", "search", "trials", "at_once", "seed")
 OWN = ("sweep", "plan", "lines", "estimate", "json")
 """Keys of conf/sweep.yaml, which no training has a use for."""
 FAILED_TWICE = 2
 LOG_LINES = 20
+POLL_S = 30.0
 NAMED = 5
 """Differences that an error names."""
 
@@ -54,18 +60,25 @@ def sweep(request: Request, measured: bool = False) -> int:
     """
     own, fixed, varied = split(request)
     settings = Request("sweep", own, request.config_dir).compose()
-    asked = cells_of(settings, varied)
+    space = space_of(settings, varied)
+    asked = corners(space) if space else cells_of(settings, varied)
     one_stage = not measured and "stage" in {key_of(word) for word in fixed} | {k for p in asked for k in p.changes}
     common = Request(request.config_name, fixed, request.config_dir)
     definition = {
         "words": sorted(word for word in fixed if key_of(word).partition(".")[0] != "cluster"),
         **{key: OmegaConf.to_container(settings.sweep[key]) for key in ("cells", "grid", "seeds")},
         "varied": varied,
+        **({"search": space, "seed": settings.sweep.seed} if space else {}),
     }
     name = settings.sweep.name or name_of(own, asked, varied, definition)
     if not re.fullmatch(r"\w[\w.+=,-]*", name):
         raise ValueError(f"sweep.name={name}: it names a folder, so use letters, digits and .+=,- only")
     planned = plan_cells(common, asked, name, one_stage)
+    if space:
+        if measured:
+            raise ValueError("bdg pipeline -m measures each cell, and a search has none before it runs: use bdg sweep")
+        words = command(request, own, fixed, varied)
+        return searched(settings, space, planned, common, one_stage, definition, words, own_configs(request))
     check_definition(planned.plan, definition)
     state, note = states(planned.plan)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -87,7 +100,7 @@ def sweep(request: Request, measured: bool = False) -> int:
             check_parents(plan, wanted, state)
         preflight(planned, wanted)  # what it refuses leaves nothing behind
     write_folder(plan, definition, command(request, own, fixed, varied))
-    if wanted and not hand_over(planned, state, freeze(plan.folder / "frozen", own_configs(request)), console):
+    if wanted and not hand_over(planned, state, wanted, freeze(plan.folder / "frozen", own_configs(request)), console):
         return 1
     state, _ = states(plan)
     if any(each.word != "done" for each in state.values()):
@@ -106,7 +119,7 @@ def split(request: Request) -> tuple[tuple[str, ...], tuple[str, ...], dict[str,
         if key_of(key).partition(".")[0] in OWN:
             if len(words) > 1:
                 raise ValueError(f"{key} has several values: one plan is made at a time")
-            own.append(f"+{words[0]}" if key in ("sweep.grid", "sweep.cells") else words[0])
+            own.append(f"+{words[0]}" if key in ("sweep.grid", "sweep.cells", "sweep.search") else words[0])
         elif len(words) == 1:
             fixed.append(words[0])
         else:
@@ -116,14 +129,29 @@ def split(request: Request) -> tuple[tuple[str, ...], tuple[str, ...], dict[str,
 
 def cells_of(settings: DictConfig, varied: Mapping[str, list[Any]]) -> list[Point]:
     plain: Any = OmegaConf.to_container(settings.sweep)
-    if unknown := plain.keys() - {"name", "cells", "grid", "seeds"}:
-        raise ValueError(f"sweep.{min(unknown)} means nothing: a sweep has name, cells, grid and seeds")
+    if unknown := plain.keys() - KEYS:
+        raise ValueError(f"sweep.{min(unknown)} means nothing: a sweep has {', '.join(KEYS)}")
     for key in ("cells", "grid"):
         if not isinstance(plain[key], dict):
             raise ValueError(f"sweep.{key}={plain[key]} is not {{key: value, ...}}")
     if both := plain["grid"].keys() & varied.keys() or ({"seed"} & varied.keys() if plain["seeds"] else set()):
         raise ValueError(f"{min(both)} is varied by sweep= and by a word of its own: leave one of them out")
     return points(plain["cells"], plain["grid"] | varied, plain["seeds"])
+
+
+def space_of(settings: DictConfig, varied: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """What a search varies; empty for a sweep that names its cells. Raises ValueError if it is both."""
+    plain: Any = OmegaConf.to_container(settings.sweep)
+    if not isinstance(plain["search"], dict):
+        raise ValueError(f"sweep.search={plain['search']} is not {{key: {{low: ..., high: ...}} or [choices], ...}}")
+    named = [*(f"sweep.{key}" for key in ("cells", "grid", "seeds") if plain[key]), *varied]
+    if plain["search"] and named:
+        raise ValueError(f"{named[0]} names cells, and sweep.search lets Optuna name them: leave one of them out")
+    for key, least in (("trials", 1), ("at_once", 1), ("seed", 0)):
+        value = plain[key]
+        if not (value is None and key == "at_once") and (type(value) is not int or value < least):
+            raise ValueError(f"sweep.{key}={value}: give a whole number, {least} or more")
+    return plain["search"]
 
 
 def name_of(
@@ -136,7 +164,7 @@ def name_of(
         for override in parser.parse_overrides([word for word in own if key_of(word) == "sweep"])
         for choice in listed(override.value())
     ]
-    if chosen and not varied and not any(key_of(word).startswith("sweep.") for word in own):
+    if chosen and not varied and not any(key_of(w).startswith("sweep.") and key_of(w) not in GROWING for w in own):
         return "-".join(chosen)
     keys = varied if chosen else dict.fromkeys(key for point in asked for key in point.grid)
     text = json.dumps(definition, sort_keys=True, default=str)
@@ -155,7 +183,29 @@ def check_definition(plan: Plan, definition: Mapping[str, Any]) -> None:
     different = differences(written["definition"], json.loads(json.dumps(definition, default=str)))
     if not different:
         one = next(cell for cell in plan.cells if cell.tasks not in {cell.tasks for cell in before.cells})
-        different = [f"the same words, but cell {one.name} comes to other runs: the data or a config file has changed"]
+        different = [changed(one.name)]
+    refuse(plan, different)
+
+
+def check_growing(plan: Plan, definition: Mapping[str, Any]) -> None:
+    """As check_definition, where cells and their later stages come one after another."""
+    path = plan.folder / "plan.json"
+    if not path.exists():
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))
+    now = {cell.name: cell.tasks for cell in plan.cells}
+    before = {cell.name: cell.tasks for cell in Plan.from_dict(written).cells if cell.name in now}
+    different = differences(written["definition"], json.loads(json.dumps(definition, default=str)))
+    different = different or [changed(name) for name, tasks in before.items() if now[name][: len(tasks)] != tasks]
+    if different:
+        refuse(plan, different)
+
+
+def changed(cell: str) -> str:
+    return f"the same words, but cell {cell} comes to other runs: the data or a config file has changed"
+
+
+def refuse(plan: Plan, different: Sequence[str]) -> None:
     more = f"; and {len(different) - NAMED} more" if len(different) > NAMED else ""
     raise ValueError(
         f"sweep {plan.name} is there already, in {plan.folder}, with another definition: "
@@ -265,6 +315,62 @@ def write_json(path: Path, plan: Plan, state: Mapping[str, State], cost: Prices 
 # --- what is done ---
 
 
+def searched(
+    settings: DictConfig,
+    space: Mapping[str, Any],
+    first: Planned,
+    common: Request,
+    one_stage: bool,
+    definition: Mapping[str, Any],
+    words: Sequence[str],
+    configs: Sequence[Path],
+) -> int:
+    """Runs a search, or shows what there is of it; exit status 1 if a trial is left open. first: the plan of its corners."""
+    need_optuna()
+    check_growing(first.plan, definition)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    plan, asked, geometry = first.plan, settings.sweep, geometry_of(first)
+    frozen: list[Path] = []
+
+    def plan_of(points: Sequence[Point]) -> Planned:
+        planned = plan_cells(common, points, plan.name, one_stage)
+        check_growing(planned.plan, definition)
+        return planned
+
+    def train(planned: Planned, runs: Sequence[str]) -> Mapping[str, State]:
+        state, _ = states(planned.plan)
+        wanted = [run for run in missing(planned.plan, state) if run in runs]
+        if geometry.kind == "local":
+            check_parents(planned.plan, wanted, state)
+        write_folder(planned.plan, definition, words)
+        if wanted:
+            hand_over(planned, state, wanted, frozen[0], console)
+        state, _ = states(planned.plan)
+        while any(state[run].word in ACTIVE for run in runs):
+            time.sleep(POLL_S)
+            state, _ = states(planned.plan)
+        report_failures(planned.plan, state, console)
+        return state
+
+    def made() -> Search:
+        return Search(space, asked.seed, plan.folder, plan_of, train, console.print)
+
+    if settings.plan:
+        rows = made().rows() if begun(plan.folder) else []
+    else:
+        preflight(first, list(first.plan.tasks))  # what it refuses leaves nothing behind
+        with alone(plan.folder):
+            frozen.append(freeze(plan.folder / "frozen", configs))
+            mend(plan.folder)
+            search = made()
+            search.run(asked.trials, asked.at_once or geometry.at_once or 1)
+            rows = search.rows()
+    show_search(plan.name, space, asked.trials, rows, console)
+    if settings.json:
+        write_search(Path(settings.json), plan.name, rows)
+    return int(not settings.plan and any(row["state"] == "open" for row in rows))
+
+
 def write_folder(plan: Plan, definition: Mapping[str, Any], words: Sequence[str]) -> None:
     """plan.json, and cells/NAME/STAGE as links to the runs."""
     about = {"definition": definition, "made": datetime.now(UTC).isoformat(timespec="seconds"), "words": list(words)}
@@ -287,10 +393,11 @@ def command(request: Request, own: Sequence[str], fixed: Sequence[str], varied: 
     return [*kept, *fixed, *several, *flags(request)]
 
 
-def hand_over(planned: Planned, state: Mapping[str, State], frozen: Path, console: Console) -> bool:
-    """Runs, or submits, what is neither done nor on its way. Returns whether all is done, or will be if nothing fails."""
+def hand_over(
+    planned: Planned, state: Mapping[str, State], wanted: Sequence[str], frozen: Path, console: Console
+) -> bool:
+    """Runs, or submits, what is `wanted`. Returns whether all is done, or will be if nothing fails."""
     plan, geometry = planned.plan, geometry_of(planned)
-    wanted = missing(plan, state)
     if geometry.kind == "slurm":
         for made in submit(plan, wanted, geometry, Slurm(), frozen):
             after = f", after {made.dependency}" if made.dependency else ""

@@ -87,6 +87,7 @@ def composed() -> Callable[..., Any]:
 def trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: Callable[..., Any]) -> Trainings:
     made = Trainings()
     monkeypatch.setattr(planning._Planner, "_compose", composed)
+    monkeypatch.setattr("os.fsync", lambda file: None)  # the journal's, of which each takes long on a busy disk
     monkeypatch.delenv("BDG_CONFIG_DIR", raising=False)
     monkeypatch.setattr(sweep, "run_plan", made)
     monkeypatch.setattr(sweep, "preflight", lambda planned, wanted: None)
@@ -172,6 +173,7 @@ def test_a_search_that_was_killed_makes_the_trials_of_one_that_was_not(
     with Path("runs/demo_smoke/sweeps/mine/optuna.journal").open("a") as file:
         file.write('{"op_code": 5, "wor')  # cut off by the kill
     trainings.dies_after = math.inf
+    assert len(found("sweep.trials=3", "plan=true")["trials"]) == 2
     resumed = found("sweep.trials=3")["trials"]
 
     assert trainings.runs == runs
@@ -222,7 +224,7 @@ def test_on_slurm_each_stage_is_submitted_and_waited_for(trainings: Trainings, m
     monkeypatch.setattr(sweep, "submit", submit)
     monkeypatch.setattr(sweep, "states", states)
     monkeypatch.setattr(sweep.time, "sleep", lambda seconds: trainings(*queue.pop()))
-    result = found("sweep.trials=2", "sweep.at_once=2", "cluster=slurm")
+    result = found("sweep.trials=2", "sweep.at_once=2", "cluster=slurm", "cluster.time_min=60")
 
     assert [stage for stage, _ in trainings.runs] == [
         "generation",
