@@ -16,6 +16,7 @@ from datamodules.degradations.noise import GaussianNoise
 from datamodules.images import decode
 from datamodules.pack import pack
 from datamodules.pipeline import to_float
+from datamodules.restoration import RestorationData
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than a small machine has cores
@@ -372,3 +373,14 @@ def test_epochs_and_accumulated_gradients_do_not_repeat_samples(packed, data, tm
 def test_no_test_shards_is_a_clear_error(packed, data):
     with pytest.raises(ValueError, match=r"data\.test_shards"):
         data(packed).test_dataloader()
+
+
+def test_only_the_tensors_of_a_batch_are_moved() -> None:
+    recipe = [{"type": "rain"}]
+    batch = {"x_hq": torch.zeros(1), "recipe": recipe}
+
+    moved = RestorationData.transfer_batch_to_device(None, batch, torch.device("meta"), 0)  # type: ignore[arg-type]
+
+    assert moved["x_hq"].is_meta
+    assert moved["recipe"] is recipe
+    assert not batch["x_hq"].is_meta
