@@ -31,7 +31,7 @@ from callbacks.checkpoint import digest, read_sums
 from jobs.watched import Watched, facts
 
 RANKS = 2
-STEPS_PER_FAULT = 4
+STEPS_PER_FAULT = 5
 DISK_MB = 48
 
 
