@@ -12,7 +12,7 @@ pytest = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile
 help:  ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: .venv/.installed  ## train the three stages on real photographs and restore with them (a quarter of an hour, two cores)
+demo: .venv/.installed  ## train the three stages on real photographs and restore with them (some eleven minutes, two cores)
 	.venv/bin/bdg pack pkg://datamodules/photographs runs/photographs parts=photographs
 	.venv/bin/bdg pipeline experiment=$(EXPERIMENT)
 	.venv/bin/bdg restore runs/$(EXPERIMENT)/degraded runs/$(EXPERIMENT)/restored weights=runs/$(EXPERIMENT)/weights.safetensors overwrite=true
