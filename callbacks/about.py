@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+
+from bdg.documents import parse_yaml
 
 NAME_LENGTH = 100
 UNNAMED = ("stage", "root", "project", "logger", "cluster", "json", "identity")
@@ -80,7 +81,8 @@ def common(cells: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    return yaml.safe_load(_text(folder / "config.yaml")) or {}
+    text = _text(folder / "config.yaml")
+    return parse_yaml(text) if text else {}
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

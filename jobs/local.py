@@ -1,20 +1,17 @@
 """A plan on this machine: some processes at a time, parents before their children. Knows no cluster and no torch."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs.freeze import environment as frozen_environment
 from jobs.freeze import train_words
 from jobs.plan import Plan, Task
-from jobs.run import Run
+from jobs.submission import Submission, append, now
 
 POLL_S = 0.2
 
@@ -82,29 +79,16 @@ def _start(plan: Plan, task: Task, code: Path | None, environment: Mapping[str, 
     job = f"local-{process.pid}"
     for path, kind in ((out, "out"), (err, "err")):
         path.rename(logs / f"{job}.restart0.{kind}")
-    line = {
-        "job": job,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "stage": task.stage,
-        "tasks": {"0": task.identity},
-        "dependency": None,
-        "script": None,
-        "where": "local",
-        "cluster": "local",
-        "host": socket.gethostname(),
-    }
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with (plan.folder / "submissions.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append(plan, Submission(job, now(), task.stage, {"0": task.identity}, None, None, "local", "local"))
     return process
 
 
 def _word(task: Task) -> str:
-    project = Path(task.folder).parents[1]
-    run = Run(project.parent, project.name, task.stage, task.identity)
-    if run.done:
+    if task.run.done:
         return "done"
-    return run.status if run.status in ("failed", "preempted", "interrupted") else "stopped"
+    status = task.run.status
+    return status if status in ("failed", "preempted", "interrupted") else "stopped"
 
 
 def _depth(plan: Plan, task: Task) -> int:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.run import Run
+
 
 @dataclass(frozen=True)
 class Task:
@@ -21,6 +23,11 @@ class Task:
     cells: tuple[int, ...]
     """Positions in Plan.cells of those that need it."""
     max_steps: int
+
+    @property
+    def run(self) -> Run:
+        """Its folder may lie in another project than the plan's, where `only` says so."""
+        return Run.at(Path(self.folder))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ class Run:
     stage: str
     identity: str
 
+    @classmethod
+    def at(cls, folder: Path) -> "Run":
+        """The run whose folder this is."""
+        return cls(folder.parents[2], folder.parents[1].name, folder.parent.name, folder.name)
+
     @property
     def folder(self) -> Path:
         return self.root / self.project / self.stage / self.identity

@@ -16,9 +16,10 @@ from typing import Any
 from jobs.freeze import train_words
 from jobs.geometry import Geometry
 from jobs.plan import Plan, Task
-from jobs.run import Run, try_lock, write_text
+from jobs.run import try_lock, write_text
 from jobs.sbatch import Job, sbatch_text
 from jobs.slurm import Queued, Slurm, SlurmMissing, SlurmRefused, check_fits, job_id
+from jobs.states import read_lines
 
 SUBMISSIONS = "submissions.jsonl"
 MEASURED_RUNS = 5
@@ -26,14 +27,17 @@ MEASURED_RUNS = 5
 
 @dataclass(frozen=True)
 class Submission:
-    """A line of submissions.jsonl: an array, or a single job. tasks: index ("" of a single job) -> identity."""
+    """A line of submissions.jsonl: an array, a single job, or a process of this machine.
+
+    tasks: index ("" of a single job) -> identity. script: None of a process, whose job is "local-PID".
+    """
 
     job: str
     time: str
     stage: str
     tasks: dict[str, str]
     dependency: str | None
-    script: str
+    script: str | None
     where: str
     cluster: str
 
@@ -84,7 +88,7 @@ def submit(
                     text = _write(plan, name, batch, geometry, frozen, lead_s[generation[0].stage])
                     job = slurm.sbatch(text, batch.dependency)
                     made.append(_submission(job, name, batch, geometry))
-                    _append(plan, made[-1])
+                    append(plan, made[-1])
                     active |= {identity: (job, index or None) for index, identity in made[-1].tasks.items()}
         except BaseException as error:
             _take_back(plan, made, begun, slurm, error)
@@ -94,11 +98,7 @@ def submit(
 
 def read_submissions(folder: Path) -> list[dict[str, Any]]:
     """The lines of a sweep's submissions.jsonl; one that a crash cut off is passed over."""
-    path, found = folder / SUBMISSIONS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
+    return read_lines(folder / SUBMISSIONS)
 
 
 def batches(tasks: Sequence[Task], active: Mapping[str, tuple[str, str | None]], limit: int) -> Iterator[Batch]:
@@ -192,7 +192,7 @@ def _adopt(plan: Plan, queue: Iterable[Queued], geometry: Geometry) -> None:
         runs = {path.stem: Path(path.read_text(encoding="utf-8").partition("\0")[0]) for path in folder.glob("*.args")}
         tasks = {index if row.index else "": runs[index].name for index in sorted(runs, key=int)}
         stage = next(iter(runs.values())).parent.name
-        _append(plan, Submission(row.job, _now(), stage, tasks, None, f"jobs/{name}.sbatch", "slurm", geometry.name))
+        append(plan, Submission(row.job, now(), stage, tasks, None, f"jobs/{name}.sbatch", "slurm", geometry.name))
 
 
 def _check_parents(plan: Plan, todo: Sequence[Task], active: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ def _check_parents(plan: Plan, todo: Sequence[Task], active: Mapping[str, Any]) 
         if not task.parent or task.parent in coming:
             continue
         parent = plan.tasks[task.parent]
-        if not Run(Path(plan.root), plan.project, parent.stage, parent.identity).done:
+        if not parent.run.done:
             raise ValueError(
                 f"{task.stage} {task.identity} waits for {parent.stage} {parent.identity}, which is neither done nor in the "
                 "queue nor among what is to be submitted: submit both"
@@ -263,10 +263,11 @@ def _take_back(
 def _submission(job: str, name: str, batch: Batch, geometry: Geometry) -> Submission:
     tasks = {str(index) if geometry.arrays else "": task.identity for index, task in batch.tasks.items()}
     stage = next(iter(batch.tasks.values())).stage
-    return Submission(job, _now(), stage, tasks, batch.dependency, f"jobs/{name}.sbatch", "slurm", geometry.name)
+    return Submission(job, now(), stage, tasks, batch.dependency, f"jobs/{name}.sbatch", "slurm", geometry.name)
 
 
-def _append(plan: Plan, submission: Submission) -> None:
+def append(plan: Plan, submission: Submission) -> None:
+    """Writes a line to the sweep's submissions.jsonl, on the disk when it returns."""
     path = plan.folder / SUBMISSIONS
     with path.open("ab+") as file:
         if file.tell() and not path.read_bytes().endswith(b"\n"):  # a crash cut the last line off
@@ -288,5 +289,5 @@ def _mark(plan: Plan) -> str:
     return f"bdg-{hashlib.sha256(str(plan.folder.absolute()).encode()).hexdigest()[:12]}-"
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bdg.commands.compose import open_hydra
-from bdg.commands.request import Request
+from bdg.commands.request import Request, key_of
 from datamodules.shards import digest
 from jobs.identity import definition, identity
 from jobs.run import Run
@@ -52,7 +52,7 @@ def stage_link(request: Request, stage: str, first: bool = True) -> Link:
     config.run_folder = ""  # does not define anything, but must have a value for the config to resolve
     defined = definition(resolved(config))
     if config.ckpt_path:
-        defined["ckpt_path"] = hashlib.sha256(existing(config.ckpt_path).read_bytes()).hexdigest()[:12]
+        defined["ckpt_path"] = contents(existing(config.ckpt_path))
     name = identity(defined, parent.identity if parent else None, data)
     run = Run(Path(config.root), config.project, config.stage.name, name)
     config.run_folder = str(run.folder)
@@ -76,7 +76,7 @@ def stage_config(request: Request, stage: str, first: bool = True) -> DictConfig
     overrides = _only(config, stage, request.config_dir)
     if not overrides:
         return config
-    keys = [_key(override) for override in overrides]
+    keys = [key_of(override) for override in overrides]
     words = (*request.without(*keys).overrides, *overrides)
     replaced = {key: value for key, value in replaced.items() if key not in keys}
     try:
@@ -104,15 +104,11 @@ def _only(config: DictConfig, stage: str, config_dir: str | None) -> list[str]:
             raise ValueError(f"only.{name}={value}: there is no such stage, choose from {', '.join(sorted(known))}")
         if not isinstance(value, ListConfig) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"only.{name}={value}: give a list of overrides, each in quotes, {ONLY}")
-        if shared := [item for item in value if _key(item) in OF_ALL_STAGES]:
+        if shared := [item for item in value if key_of(item) in OF_ALL_STAGES]:
             raise ValueError(
-                f"only.{name}: '{shared[0]}' cannot be for one stage, as {_key(shared[0])} is of all: give it outside of only"
+                f"only.{name}: '{shared[0]}' cannot be for one stage, as {key_of(shared[0])} is of all: give it outside of only"
             )
     return list(named.get(stage, []))
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -133,7 +129,7 @@ def parent_of(config: DictConfig, request: Request) -> Parent | None:
                 f"inherit.from={source}: there are no weights at {weights}: "
                 "name the folder of a finished run or a weights file, or start from scratch with inherit.from=none"
             )
-        return Parent(hashlib.sha256(weights.read_bytes()).hexdigest()[:12], weights, made_by="")
+        return Parent(contents(weights), weights, made_by="")
     if stage not in chain:
         raise ValueError(
             f"stage={stage} is not in stages={chain}: add it there, or say what it inherits from with inherit.from="
@@ -148,3 +144,9 @@ def existing(path: str) -> Path:
     if not Path(path).is_file():
         raise FileNotFoundError(f"ckpt_path={path}: no such file: name a checkpoint such as RUN/checkpoints/last.ckpt")
     return Path(path)
+
+
+def contents(path: Path) -> str:
+    """12 hexadecimal digits of what a file holds, which is as long as an identity."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bdg.commands.compose import build
+from bdg.commands.compose import build, get
 from bdg.commands.errors import message
 from bdg.commands.train import build_stage
 from bdg.stages import Stage
@@ -145,18 +145,6 @@ class Checks:
         if values not in self.known:
             self.known[values] = find(config)
         return self.known[values]
-
-
-def get(config: Any, dotted: str) -> Any:
-    """The value at a dotted key, None if there is none."""
-    for key in dotted.split("."):
-        if isinstance(config, Mapping):
-            config = config.get(key)
-        elif isinstance(config, Sequence) and key.isdecimal() and int(key) < len(config):
-            config = config[int(key)]
-        else:
-            return None
-    return config
 
 
 def _names(many: Any) -> list[str]:

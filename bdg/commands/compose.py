@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,18 @@ def _keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
         yield key
         if isinstance(value, DictConfig) and not value._is_missing() and not value._is_none():
             yield from _keys(value, f"{key}.")
+
+
+def get(config: Any, dotted: str) -> Any:
+    """The value at a dotted key, None if there is none."""
+    for key in dotted.split("."):
+        if isinstance(config, Mapping):
+            config = config.get(key)
+        elif isinstance(config, Sequence) and key.isdecimal() and int(key) < len(config):
+            config = config[int(key)]
+        else:
+            return None
+    return config
 
 
 def build(node: Any, *, trust: Sequence[str] = (), **extra: Any) -> Any:

@@ -3,16 +3,15 @@
 What a file system's quota is cannot be asked everywhere: only its free space is.
 """
 
+import functools
 import json
 import math
 import shutil
-import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -29,10 +28,10 @@ from bdg.commands.checks import (
     checkpoint_bytes,
     existing,
     fault_of,
-    get,
 )
+from bdg.commands.compose import get
 from bdg.commands.planning import Planned
-from bdg.documents import parse_yaml
+from bdg.commands.price import Earlier
 from jobs.geometry import Geometry
 from jobs.run import Run
 from jobs.sbatch import Job, sbatch_text
@@ -40,17 +39,6 @@ from jobs.slurm import Nodes, Slurm, SlurmMissing, SlurmRefused, check_fits
 
 STYLES = {ERROR: "bold red", WARNING: "bold yellow", NOTE: "bold cyan"}
 SHOWN_CELLS = 3
-AS_FAST = (
-    "network",
-    "data.crop",
-    "data.batch_size",
-    "data.micro_batch",
-    "trainer.precision",
-    "cluster.nodes",
-    "cluster.devices",
-    "cluster.gpus",
-)
-"""Runs of a stage that agree in these take about as long for a step."""
 LEAD_S = 120
 
 
@@ -111,24 +99,26 @@ def check(works: Sequence[Work], slurm: Slurm | None = None, checks: Checks | No
             faults.append(work.fault)  # else it is another word for what is known
         add(faults, work.cells)
         add(cluster.faults(work.config), work.cells)
-        add(earlier.faults(work), work.cells)
+        add(time_faults(work, earlier), work.cells)
     add(disk_faults(todo, checks), ())
     levels = list(STYLES)
     findings = [Finding(fault.key, tuple(cells), fault.message, fault.level) for fault, cells in found.items()]
     return sorted(findings, key=lambda finding: levels.index(finding.level))
 
 
-def of_plan(planned: Planned) -> list[Work]:
-    """The tasks of a plan, parents before children."""
-    plan, configs = planned.plan, {own: planned.config(own) for own in planned.plan.tasks}
+def of_plan(planned: Planned, wanted: Collection[str] | None = None) -> list[Work]:
+    """The tasks of a plan, or of them those that are `wanted`, parents before children."""
+    plan = planned.plan
+    config = functools.cache(planned.config)
     return [
         Work(
             cells=tuple(plan.cells[position].name for position in task.cells),
-            config=configs[own],
-            before=configs[task.parent] if task.parent else None,
-            run=planned.run(own),
+            config=config(own),
+            before=config(task.parent) if task.parent else None,
+            run=task.run,
         )
         for own, task in plan.tasks.items()
+        if wanted is None or own in wanted
     ]
 
 
@@ -201,49 +191,24 @@ def trial_script(geometry: Geometry, config: Config) -> str:
     )
 
 
-@dataclass
-class Earlier:
-    """How long a step took in earlier runs."""
-
-    known: dict[Path, list[tuple[list[Any], float]]] = field(default_factory=dict)
-
-    def faults(self, work: Work) -> Iterator[Fault]:
-        """Whether a run can end within the jobs that it may take."""
-        limit, restarts = get(work.config, "cluster.time_min"), get(work.config, "cluster.max_restarts")
-        steps, stage = get(work.config, "trainer.max_steps"), get(work.config, "stage.name")
-        if get(work.config, "cluster.kind") != "slurm" or not all(isinstance(n, int) for n in (limit, restarts, steps)):
-            return
-        step_s = self.step_s(work.config)
-        if step_s is None:
-            text = f"no earlier run of {stage} like this one tells how long a step takes, so its time is not checked"
-            yield Fault("cluster.time_min", text, NOTE)
-            return
-        jobs = math.ceil(steps * step_s / 60 / limit)
-        text = f"{steps} steps of {stage} take some {steps * step_s / 3600:.1f} h, which is {jobs} jobs of {limit} min"
-        if jobs - 1 > restarts:
-            text += f", but cluster.max_restarts={restarts}: give cluster.time_min or cluster.max_restarts more"
-            yield Fault("cluster.time_min", text)
-        elif jobs > 1:
-            yield Fault("cluster.time_min", f"{text}: each goes on where the one before left", NOTE)
-
-    def step_s(self, config: Config) -> float | None:
-        """Seconds of a step: the median over runs that agree in AS_FAST."""
-        folder = Path(config["root"]) / str(config["project"]) / get(config, "stage.name")
-        if folder not in self.known:
-            self.known[folder] = [*_measured(folder)]
-        alike = [get(config, key) for key in AS_FAST]
-        found = [step_s for values, step_s in self.known[folder] if values == alike]
-        return statistics.median(found) if found else None
-
-
-def _measured(folder: Path) -> Iterator[tuple[list[Any], float]]:
-    for path in folder.glob("*/throughput.json"):
-        try:
-            step_s = float(json.loads(path.read_text())["step_s"])
-            config = parse_yaml(path.with_name("config.yaml").read_text())
-        except (OSError, ValueError, TypeError, KeyError):  # a run that has just begun, or was cut off
-            continue
-        yield [get(config, key) for key in AS_FAST], step_s
+def time_faults(work: Work, earlier: Earlier) -> Iterator[Fault]:
+    """Whether a run can end within the jobs that it may take."""
+    limit, restarts = get(work.config, "cluster.time_min"), get(work.config, "cluster.max_restarts")
+    steps, stage = get(work.config, "trainer.max_steps"), get(work.config, "stage.name")
+    if get(work.config, "cluster.kind") != "slurm" or not all(isinstance(n, int) for n in (limit, restarts, steps)):
+        return
+    step_s = earlier.step_s(work.config)
+    if step_s is None:
+        text = f"no earlier run of {stage} like this one tells how long a step takes, so its time is not checked"
+        yield Fault("cluster.time_min", text, NOTE)
+        return
+    jobs = math.ceil(steps * step_s / 60 / limit)
+    text = f"{steps} steps of {stage} take some {steps * step_s / 3600:.1f} h, which is {jobs} jobs of {limit} min"
+    if jobs - 1 > restarts:
+        text += f", but cluster.max_restarts={restarts}: give cluster.time_min or cluster.max_restarts more"
+        yield Fault("cluster.time_min", text)
+    elif jobs > 1:
+        yield Fault("cluster.time_min", f"{text}: each goes on where the one before left", NOTE)
 
 
 # --- disk ---

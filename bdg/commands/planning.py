@@ -1,6 +1,5 @@
 """From the cells of a sweep to its plan: which runs they come to, each once. Composes no config for each; needs no torch."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from bdg.commands.cells import Changes, Point, listed, literal, names
-from bdg.commands.chain import Parent, existing, of_one_stage, parent_of
+from bdg.commands.chain import Parent, contents, existing, of_one_stage, parent_of
 from bdg.commands.compose import open_hydra
 from bdg.commands.marks import DECIDES, CannotBePutIn, Names, adding, marked
-from bdg.commands.request import Request
+from bdg.commands.request import Request, key_of
 from datamodules.shards import digest
 from jobs.plan import Cell, Plan, Task
 from jobs.run import Run
@@ -49,14 +48,10 @@ class Planned:
     """One for each cell."""
     made_of: dict[str, tuple[_Stage, Changes]]
 
-    def run(self, identity: str) -> Run:
-        stage, _ = self.made_of[identity]
-        return Run(stage.folder.parents[1], stage.folder.parent.name, stage.name, identity)
-
     def config(self, identity: str) -> dict[str, Any]:
         """The resolved config of a task; what the folder's name is part of has it only in `run_folder` itself."""
         (stage, values), parent = self.made_of[identity], self.plan.tasks[identity].parent
-        weights = self.run(parent).weights if parent else stage.outside.weights if stage.outside else None
+        weights = self.plan.tasks[parent].run.weights if parent else stage.outside.weights if stage.outside else None
         return stage.names.config(values, self.plan.tasks[identity].folder, str(weights) if weights else None)
 
     def by(self, value_of: Callable[[Mapping[str, Any]], Any]) -> dict[Any, list[str]]:
@@ -95,11 +90,6 @@ def flags(request: Request) -> tuple[str, ...]:
     """Words of the command line that choose the config and where files are looked for."""
     named = ("--config-name", request.config_name) if request.config_name != "train" else ()
     return (*named, *(("--config-dir", request.config_dir) if request.config_dir else ()))
-
-
-def key_of(word: str) -> str:
-    """The key that an override speaks of."""
-    return word.lstrip("+~").partition("=")[0]
 
 
 class _Planner:
@@ -214,7 +204,7 @@ class _Planner:
                 plain,
                 slots,
                 self._digest(plain["data"]["shards"]),
-                hashlib.sha256(begins.read_bytes()).hexdigest()[:12] if begins else None,
+                contents(begins) if begins else None,
             ),
         )
 

@@ -19,8 +19,8 @@ from bdg.commands.chain import resolved, stage_config, stage_link
 from bdg.commands.checks import Fault, fault_of
 from bdg.commands.errors import message
 from bdg.commands.findings import Finding, Work, check, of_plan, refuse, show
-from bdg.commands.planning import adding, key_of, plan_cells
-from bdg.commands.request import Request
+from bdg.commands.planning import adding, plan_cells
+from bdg.commands.request import Request, key_of
 from bdg.commands.sweep import cells_of, split
 from jobs.run import write_text
 

@@ -1,18 +1,61 @@
 """What the runs of a plan cost in hours of all their processes: by earlier runs like them, or by one step taken here."""
 
 import json
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from bdg.commands.compose import get
 from bdg.commands.planning import Planned
+from bdg.documents import parse_yaml
 
 IMAGES = 2
 """Of the step taken here; the images of a whole step are so many times as long."""
+
+
+AS_FAST = (
+    "network",
+    "data.crop",
+    "data.batch_size",
+    "data.micro_batch",
+    "trainer.precision",
+    "cluster.nodes",
+    "cluster.devices",
+    "cluster.gpus",
+)
+"""Runs of a stage that agree in these take about as long for a step."""
+
+
+@dataclass
+class Earlier:
+    """How long a step took in earlier runs."""
+
+    known: dict[Path, list[tuple[list[Any], float]]] = field(default_factory=dict)
+
+    def step_s(self, config: Mapping[str, Any]) -> float | None:
+        """Seconds of a step: the median over runs that agree in AS_FAST."""
+        folder = Path(config["root"]) / str(config["project"]) / get(config, "stage.name")
+        if folder not in self.known:
+            self.known[folder] = [*_measured(folder)]
+        alike = [get(config, key) for key in AS_FAST]
+        found = [step_s for values, step_s in self.known[folder] if values == alike]
+        return statistics.median(found) if found else None
+
+
+def _measured(folder: Path) -> Iterator[tuple[list[Any], float]]:
+    for path in folder.glob("*/throughput.json"):
+        try:
+            step_s = float(json.loads(path.read_text())["step_s"])
+            config = parse_yaml(path.with_name("config.yaml").read_text())
+        except (OSError, ValueError, TypeError, KeyError):  # a run that has just begun, or was cut off
+            continue
+        yield [get(config, key) for key in AS_FAST], step_s
 
 
 @dataclass(frozen=True)
@@ -31,7 +74,6 @@ class Prices:
 
 def prices(planned: Planned, estimate: bool) -> Prices:
     """estimate: whether to take a step here for runs like none before."""
-    from bdg.commands.findings import AS_FAST, Earlier, get  # which brings torch
 
     def speed(config: Mapping[str, Any]) -> list[Any]:
         return [get(config, "stage"), *(get(config, key) for key in AS_FAST)]

@@ -8,6 +8,11 @@ from omegaconf import DictConfig
 from bdg.commands.compose import compose
 
 
+def key_of(word: str) -> str:
+    """The key that an override speaks of."""
+    return word.lstrip("+~").partition("=")[0]
+
+
 @dataclass(frozen=True)
 class Request:
     """The config's name and the overrides of one command line (or of one cell of a sweep)."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdg.commands.chain import resolved, stage_link
 from bdg.commands.invocation import invoke, parse
-from bdg.commands.request import Request
+from bdg.commands.request import Request, key_of
 from bdg.commands.runs import Sweep, place, word
 from bdg.commands.verbs import VERBS
 from jobs.identity import definition, differences
@@ -58,7 +58,7 @@ def recorded(about: dict[str, Any], file: Path, verb: str) -> list[str]:
     words = about.get("words")
     if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
         raise ValueError(f"{file} does not say which command made it: give the bdg {verb} command again")
-    if hidden := [_key(each) for each in words if "***" in each]:
+    if hidden := [key_of(each) for each in words if "***" in each]:
         raise ValueError(
             f"{file} holds no secrets, and {hidden[0]} of its command is one: give the bdg {verb} command again"
         )
@@ -67,8 +67,8 @@ def recorded(about: dict[str, Any], file: Path, verb: str) -> list[str]:
 
 def replaced(words: Sequence[str], further: Sequence[str]) -> list[str]:
     """The words with `further` ones, which replace those of the same keys."""
-    keys = {_key(each) for each in further}
-    return [*(each for each in words if "=" not in each or _key(each) not in keys), *further]
+    keys = {key_of(each) for each in further}
+    return [*(each for each in words if "=" not in each or key_of(each) not in keys), *further]
 
 
 def without_lost_folder(words: list[str]) -> list[str]:
@@ -97,7 +97,3 @@ def check(folder: Path, words: Sequence[str]) -> None:
         f"{folder} cannot go on: its command now makes {link.run.stage} {link.run.identity} in {link.run.folder}"
         f" ({masked('; '.join(different)) or 'from other parents'}): give these their old values"
     )
-
-
-def _key(each: str) -> str:
-    return each.lstrip("+~").partition("=")[0]

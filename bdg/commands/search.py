@@ -170,7 +170,7 @@ class Search:
         """Whether the trial gets its next stage; tells the study if not."""
         own, task = state[chain[step]], planned.plan.tasks[chain[step]]
         title = f"trial {trial.number}: {task.stage} {task.identity}"
-        value = read_object(planned.run(task.identity).metrics).get(SCORE) if own.word == "done" else None
+        value = read_object(task.run.metrics).get(SCORE) if own.word == "done" else None
         if own.word != "done":
             self.tell(f"{title}: {own.word} {own.reason}".rstrip())
             if own.word == "failed" and own.attempts >= GIVEN_UP:

@@ -22,9 +22,9 @@ from rich.text import Text
 from bdg.commands.cells import Point, listed, points, short_keys
 from bdg.commands.compose import open_hydra, search_path
 from bdg.commands.invocation import axes, run_all
-from bdg.commands.planning import Planned, flags, key_of, plan_cells
+from bdg.commands.planning import Planned, flags, plan_cells
 from bdg.commands.price import Prices, prices
-from bdg.commands.request import Request
+from bdg.commands.request import Request, key_of
 from bdg.commands.runs import Place, ask
 from bdg.commands.search import GROWING, Search, alone, begun, corners, mend, need_optuna
 from bdg.commands.search import show as show_search
@@ -420,14 +420,9 @@ def geometry_of(planned: Planned) -> Geometry:
 
 def preflight(planned: Planned, wanted: Sequence[str]) -> None:
     """Raises ValueError, and shows what is wrong, if there are errors in what is to be run."""
-    from bdg.commands.findings import Work, check, refuse, show
+    from bdg.commands.findings import check, of_plan, refuse, show
 
-    plan = planned.plan
-    works = []
-    for run in wanted:
-        parent = plan.tasks[run].parent
-        cells = tuple(plan.cells[position].name for position in plan.tasks[run].cells)
-        works.append(Work(cells, planned.config(run), planned.config(parent) if parent else None, planned.run(run)))
+    works = of_plan(planned, wanted)
     findings = check(works)
     show(findings, len(works))
     refuse(findings)

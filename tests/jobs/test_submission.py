@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,15 @@ def test_a_parent_that_is_done_is_not_waited_for() -> None:
     give(plan, cluster, ["b0", "b1"])
 
     assert cluster.arrays == [("0-1", None)]
+
+
+def test_a_parent_that_is_done_in_another_project_is_not_waited_for() -> None:
+    plan, cluster = fan(1), Cluster()
+    plan.tasks["g"] = replace(plan.tasks["g"], folder="runs/clean/generation/g")
+    finish(plan, "g")
+    give(plan, cluster, ["b0"])
+
+    assert cluster.arrays == [("0", None)]
 
 
 def test_a_parent_in_the_queue_is_waited_for_whichever_sweep_it_is_of() -> None:

@@ -1,6 +1,8 @@
 """`bdg sweep` up to the point where it hands its plan over, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,12 @@ def finish(plan: Plan, name: str) -> None:
 def planned(*words: str, verb: tuple[str, ...] = ("sweep",)) -> dict[str, Any]:
     assert main([*verb, *WORDS, "plan=true", "estimate=false", "json=plan.json", *words]) == 0
     return json.loads(Path("plan.json").read_text())["plan"]
+
+
+def test_a_plan_is_shown_without_torch(folder: Path) -> None:
+    words = ["sweep", *WORDS, "stage.lambda=0.05,0.1", "plan=true", "estimate=false"]
+    code = f"import sys; from bdg.cli import main; assert main({words}) == 0; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_train_m_plans_what_the_sweep_plans(folder: Path) -> None:
