@@ -1,10 +1,12 @@
-"""How long the checks of a sweep of lambda x scales x angles take, by the number of cells. No GPU.
+"""How long the checks of a sweep of lambda x scales x angles take, by the number of cells. No GPU. Prints markdown.
 
 python benchmarks/preflight.py data.root=shards
 """
 
 import sys
 import time
+
+from circumstances import circumstances
 
 from bdg.commands.cells import points
 from bdg.commands.checks import Checks
@@ -31,14 +33,20 @@ def measured(request: Request, num_lambdas: int) -> str:
     checks = Checks()
     findings = check(works, checks=checks)
     end = time.perf_counter()
-    spans = f"{at_plan - begun:7.2f} {at_configs - at_plan:9.2f} {end - at_configs:8.2f}"
-    return f"{25 * num_lambdas:6} {len(works):6} {checks.num_built:7} {len(findings):9} {spans}"
+    seconds = (f"{span:.2f}" for span in (at_plan - begun, at_configs - at_plan, end - at_configs, end - begun))
+    return (
+        " | ".join((f"| {25 * num_lambdas}", f"{len(works)}", f"{checks.num_built}", f"{len(findings)}", *seconds))
+        + " |"
+    )
 
 
 def main(words: list[str]) -> None:
-    print(" cells stages  models  findings  plan s  configs s  check s")
+    print("# Checking a sweep before it is submitted\n")
+    print("| cells | stages | models built | findings | plan s | configs s | checks s | all s |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for num_lambdas in (1, 4, 40):
         print(measured(Request("train", ("experiment=all_in_one", *words)), num_lambdas), flush=True)
+    print(f"\n{circumstances('torch', 'hydra-core')}")
 
 
 if __name__ == "__main__":
