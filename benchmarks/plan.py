@@ -57,7 +57,7 @@ def main() -> None:
             plan, seconds = timed(cells)
             rows.append((len(plan.cells), len(plan.tasks), *seconds))
         os.chdir(home)
-    print(f"{circumstances('hydra-core', 'omegaconf')}\n")
+    print(f"# Planning a sweep\n\n{circumstances('hydra-core', 'omegaconf')}\n")
     print(f"composing one config: {composing:.3f} s of the CPU\n")
     print("| cells | runs | plan, CPU s | states, CPU s | folder, CPU s | all, clock s | plan: CPU ms a cell |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")

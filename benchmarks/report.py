@@ -212,7 +212,7 @@ def main() -> None:
         wrote = time.monotonic() - begin
         page = sweep / "report.html"
         took = sorted(opened(page) for _ in range(3))
-        print(circumstances("plotly", "playwright"))
+        print(f"# The page of a sweep\n\n{circumstances('plotly', 'playwright')}")
         print("\n| cells | size of the page | written in | opened in (3 times) |\n|---|---|---|---|")
         count = given.lambdas * given.scales * given.seeds
         times = ", ".join(f"{seconds:.1f} s" for seconds in took)

@@ -124,7 +124,7 @@ def report(counts: list[int], steps: int, rounds: int, words: list[str]) -> None
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread each, gloo"
     example = found[counts[0], False][0]
-    print(f"{circumstances('torch', 'lightning')}\n")
+    print(f"# Training on several devices\n\n{circumstances('torch', 'lightning')}\n")
     print(
         f"Devices: {device}. {example['parameters']:,} parameters, {example['precision']}; medians over {steps} steps, then "
         f"over {rounds} rounds.\n"

@@ -29,8 +29,8 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
     """After a signal of SIGNALS, or `margin_s` before the end of the job, saves after the next step and raises Preempted.
 
     A signal only sets a flag, also before the first step (`bdg.signals`). After each optimizer step the ranks agree by one
-    reduction, so none is left waiting in a collective; a validation that has begun is finished first. A second Ctrl-C stops at
-    once, without saving.
+    reduction, so none is left waiting in a collective; a validation that has begun is finished first. It leaves before whatever
+    comes next, when the step has been logged. A second Ctrl-C stops at once, without saving.
 
     request: rank 0 writes this file when the run should be started again: the job script's cue to
     requeue. end: when the job is killed, in seconds since 1970; by default $SLURM_JOB_END_TIME. Beside `margin_s`, twice the
@@ -44,6 +44,7 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         self.end = end or float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
         self.received: int | None = None
         self._agreed_at = 0  # step
+        self._why = ""  # it is about to leave
         self._longest_s = 0.0
         self._since = time.monotonic()
         self._process = os.getpid()
@@ -88,12 +89,27 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
             reason = f"{left_s:.0f} s before the end of the job"
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
             saver.save(trainer)
-            self._leave(trainer, reason or "as another rank was told to")
+            self._why = reason or "as another rank was told to"
 
-    def _leave(self, trainer: L.Trainer, why: str) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._leave(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._leave(trainer)
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        if not self._why:
+            return
         if trainer.is_global_zero:
-            write_text(self.request, f"step {trainer.global_step}: {why}\n")
-            log.warning("leaving after step %d (%s): the same command goes on from here", trainer.global_step, why)
+            write_text(self.request, f"step {trainer.global_step}: {self._why}\n")
+            log.warning(
+                "leaving after step %d (%s): the same command goes on from here", trainer.global_step, self._why
+            )
         trainer.strategy.barrier("preempted")
         # a child's status other than 0 would make Lightning kill its parent
         raise Preempted(130 if self.received == signal.SIGINT and trainer.is_global_zero else 0)

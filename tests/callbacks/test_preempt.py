@@ -1,5 +1,6 @@
 """A training that is told to leave saves and leaves, never in the middle of anything."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -65,10 +67,9 @@ def fit(folder: Path, model: Walk, preempt: Preempt | None = None, **options: An
         check_val_every_n_epoch=None,
         callbacks=[preempt or Preempt(str(folder / "request")), Checkpoint(str(folder), every_n_steps=100)],
         plugins=[AtomicCheckpointIO()],
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **{"logger": False, **options},
     ).fit(model, loader(100), loader(2))
 
 
@@ -88,6 +89,23 @@ def test_a_signal_lets_the_step_end_then_saves_asks_for_a_requeue_and_leaves(sig
     assert left.value.code == (130 if signum == signal.SIGINT else 0)
     assert saved_step(tmp_path) == 3
     assert (tmp_path / "request").read_text() == f"step 3: {signal.Signals(signum).name}\n"
+
+
+@pytest.mark.parametrize("last", [2, 3, 8])  # step 4 is followed by a validation, 9 by the end
+def test_the_step_after_which_it_leaves_is_logged(last: int, tmp_path: Path) -> None:
+    class Logging(Walk):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.log("number", float(self.global_step))
+            return super().training_step(batch, batch_idx)
+
+    model = Logging("training_step", last)
+    with pytest.raises(Preempted):
+        fit(tmp_path, model, logger=CSVLogger(tmp_path, name="", version=""), log_every_n_steps=1)
+
+    rows = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+    assert [float(row["number"]) for row in rows if row["number"]] == list(range(last + 1))
+    assert saved_step(tmp_path) == last + 1
+    assert last + 1 not in model.validated
 
 
 def test_a_validation_that_has_begun_is_finished_first(tmp_path: Path) -> None:
