@@ -311,3 +311,22 @@ def test_the_search_of_the_package_can_be_planned(trainings: Trainings, capsys: 
     assert main([*words, "sweep=optuna_lambda", "sweep.trials=5", "plan=true"]) == 0
 
     assert "optuna_lambda: 0 of 5 trials" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_search_that_really_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", "pkg://datamodules/photographs", "photographs", "parts=photographs"]) == 0
+    words = ("sweep", "experiment=demo_smoke", "data.root=photographs", "sweep.name=mine", "logger=none", SPACE)
+
+    def trials(number: int) -> list[dict[str, Any]]:
+        assert main([*words, f"sweep.trials={number}", "json=found.json"]) == 0
+        return json.loads(Path("found.json").read_text())["trials"]
+
+    first = trials(1)
+    assert [row["state"] for row in first] == ["done"]
+    assert math.isfinite(first[0]["psnr"])
+    both = trials(2)
+    assert both[:1] == first
+    assert len({*Path("runs").glob("*/generation/*/STATUS")}) == 1
+    assert len({*Path("runs").glob("*/bridging/*/STATUS")}) == 2
