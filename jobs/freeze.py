@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.run import FROZEN_CODE, code
@@ -12,15 +14,18 @@ from jobs.run import FROZEN_CODE, code
 PACKAGES = ("bdg", "callbacks", "datamodules", "jobs", "conf")
 HOME = Path(__file__).parents[1]
 """The checkout, or where the wheel was installed."""
+TEXTS = (".py", ".yaml", ".yml", ".json", ".toml", ".txt")
+"""What is copied of a trusted package; data stay where they are."""
 
 
-def freeze(folder: Path, config_folders: Sequence[Path] = ()) -> Path:
+def freeze(folder: Path, config_folders: Sequence[Path] = (), trusted: Sequence[str] = ()) -> Path:
     """Copies the packages to folder/DIGEST, whole or not at all, and returns that place; the same files come to the same place.
 
+    trusted: further packages or modules; those that are installed, and not in a folder of the user's, are left where they are.
     config_folders: those that precede the package's configs, first wins. All become one tree, `conf`, of which `--config-dir`
     then makes a job see no other.
     """
-    files = _files(config_folders)
+    files = _files(config_folders) | _trusted(trusted)
     about = json.dumps(code(), sort_keys=True)
     target = folder / _digest(files, about)
     if target.exists():
@@ -58,6 +63,22 @@ def _files(config_folders: Sequence[Path]) -> dict[str, Path]:
     found = {f"{package}/{name}": path for package in PACKAGES for name, path in _below(HOME / package)}
     for folder in reversed(config_folders):
         found |= {f"conf/{name}": path for name, path in _below(folder) if path.suffix in (".yaml", ".yml")}
+    return found
+
+
+def _trusted(names: Sequence[str]) -> dict[str, Path]:
+    """As `_files`."""
+    installed = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib")]
+    found = {}
+    for name in dict.fromkeys(name.partition(".")[0] for name in names):
+        spec = find_spec(name)
+        origin = Path(spec.origin) if spec and spec.origin else None
+        if name in PACKAGES or origin is None or any(origin.is_relative_to(folder) for folder in installed):
+            continue
+        if origin.name != "__init__.py":
+            found[origin.name] = origin
+            continue
+        found |= {f"{name}/{below}": path for below, path in _below(origin.parent) if path.suffix in TEXTS}
     return found
 
 

@@ -124,6 +124,12 @@ def get(config: Any, dotted: str) -> Any:
     return config
 
 
+def trusted(config: Any) -> list[str]:
+    """The packages that a whole config and $BDG_TRUST name."""
+    own = config.get("trust") if OmegaConf.is_dict(config) else None
+    return [*_packages(own), *_packages(os.environ.get("BDG_TRUST"))]
+
+
 def build(node: Any, *, trust: Sequence[str] = (), **extra: Any) -> Any:
     """What `node` describes: `_target_` called with the node's other keys and `extra`; containers arrive as plain ones.
 
@@ -137,11 +143,9 @@ def build(node: Any, *, trust: Sequence[str] = (), **extra: Any) -> Any:
         hydra.errors.InstantiationException: a target does not exist or does not take the arguments it is given.
     """
     node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
-    root = node._get_root()
-    own = root.get("trust") if OmegaConf.is_dict(root) else None
-    trusted = [*_packages(trust), *_packages(own), *_packages(os.environ.get("BDG_TRUST"))]
+    packages = [*_packages(trust), *trusted(node._get_root())]
     for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("")):
-        _check(f"{key}._target_".lstrip("."), target, trusted)
+        _check(f"{key}._target_".lstrip("."), target, packages)
     try:
         if not extra:
             return instantiate(node, _convert_="all")

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bdg.commands.cells import Point, listed, points, short_keys
-from bdg.commands.compose import open_hydra, search_path
+from bdg.commands.compose import open_hydra, search_path, trusted
 from bdg.commands.invocation import axes, run_all
 from bdg.commands.planning import Planned, flags, plan_cells
 from bdg.commands.price import Prices, prices
@@ -78,7 +78,7 @@ def sweep(request: Request, measured: bool = False) -> int:
         if measured:
             raise ValueError("bdg pipeline -m measures each cell, and a search has none before it runs: use bdg sweep")
         words = command(request, own, fixed, varied)
-        return searched(settings, space, planned, common, one_stage, definition, words, own_configs(request))
+        return searched(settings, space, planned, common, one_stage, definition, words)
     check_definition(planned.plan, definition)
     state, note = states(planned.plan)
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -100,7 +100,7 @@ def sweep(request: Request, measured: bool = False) -> int:
             check_parents(plan, wanted, state)
         preflight(planned, wanted)  # what it refuses leaves nothing behind
     write_folder(plan, definition, command(request, own, fixed, varied))
-    if wanted and not hand_over(planned, state, wanted, freeze(plan.folder / "frozen", own_configs(request)), console):
+    if wanted and not hand_over(planned, state, wanted, frozen_code(plan, common), console):
         return 1
     state, _ = states(plan)
     if any(each.word != "done" for each in state.values()):
@@ -315,6 +315,11 @@ def write_json(path: Path, plan: Plan, state: Mapping[str, State], cost: Prices 
 # --- what is done ---
 
 
+def frozen_code(plan: Plan, request: Request) -> Path:
+    """The packages and configs as they are now, those of the user among them."""
+    return freeze(plan.folder / "frozen", own_configs(request), trusted(request.compose()))
+
+
 def searched(
     settings: DictConfig,
     space: Mapping[str, Any],
@@ -323,7 +328,6 @@ def searched(
     one_stage: bool,
     definition: Mapping[str, Any],
     words: Sequence[str],
-    configs: Sequence[Path],
 ) -> int:
     """Runs a search, or shows what there is of it; exit status 1 if a trial is left open. first: the plan of its corners."""
     need_optuna()
@@ -360,7 +364,7 @@ def searched(
     else:
         preflight(first, list(first.plan.tasks))  # what it refuses leaves nothing behind
         with alone(plan.folder):
-            frozen.append(freeze(plan.folder / "frozen", configs))
+            frozen.append(frozen_code(plan, common))
             mend(plan.folder)
             search = made()
             search.run(asked.trials, asked.at_once or geometry.at_once or 1)

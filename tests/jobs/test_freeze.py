@@ -60,6 +60,24 @@ def test_configs_are_merged_and_the_first_folder_wins(home: Path, tmp_path: Path
     assert not (conf / "weights.bin").exists()
 
 
+def test_trusted_packages_of_ones_own_are_copied_and_installed_ones_are_not(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = tmp_path / "own" / "freeze_lab"
+    (lab / "data").mkdir(parents=True)
+    for name in ("__init__.py", "nets.py", "data/names.txt", "data/weights.bin"):
+        (lab / name).write_text("")
+    (tmp_path / "own" / "freeze_pace.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "own")
+
+    frozen = freeze(tmp_path / "frozen", (), ["freeze_lab.nets", "freeze_pace", "yaml", "json", "freeze_absent"])
+
+    added = {path.relative_to(frozen).as_posix() for path in frozen.rglob("*") if path.is_file()}
+    added -= {path.relative_to(frozen).as_posix() for path in frozen.rglob("*") if path.parts[-2] in PACKAGES}
+    assert {"freeze_lab/__init__.py", "freeze_lab/nets.py", "freeze_lab/data/names.txt", "freeze_pace.py"} <= added
+    assert not any("weights" in name or name.startswith(("yaml", "json/")) for name in added)
+
+
 def test_only_sources_are_copied_with_the_commit_they_are_of(home: Path, tmp_path: Path) -> None:
     frozen = freeze(tmp_path / "frozen")
 
