@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bdg.documents import parse_yaml
+from callbacks.wandb_file import SETTING
 
 NAME_LENGTH = 100
 UNNAMED = ("stage", "root", "project", "logger", "cluster", "json", "identity")
@@ -24,7 +25,7 @@ def describe(folder: Path, stage: str) -> dict[str, Any]:
     _, group, label = min(sweeps, default=("", None, " ".join(words)))
     name = " ".join(filter(None, [stage, label, folder.name[:6]]))
     return {
-        "config": flat(config) | axes(config) | flat(lineage(facts)),
+        "config": flat(config) | axes(config) | flat(lineage(facts)) | {SETTING: without_seed(label) or "as it is"},
         "group": group,
         "tags": [sweep for _, sweep, _ in sorted(sweeps)][:20],
         "name": name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 8]}… {folder.name[:6]}",
@@ -78,6 +79,10 @@ def common(cells: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]
     """What the names of all cells that need a run have in common: "lambda=0.05", for one that these share."""
     needed = [cells[k]["name"].split(",") for task in tasks if task["identity"] == identity for k in task["cells"]]
     return ",".join(part for part in (needed or [[]])[0] if all(part in other for other in needed))
+
+
+def without_seed(label: str) -> str:
+    return ",".join(part for part in label.split(",") if not part.startswith("seed="))
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 STEP = "trainer/global_step"
 """The x axis of all curves: the number of the optimizer step, from 0, as Lightning's loggers count."""
+SETTING = "setting"
+"""A key of the config: what a run's cells have in common but for the seed; runs that differ in the seed alone have one."""
 _NAME = re.compile(r"(offline-)?run-(\d{8}_\d{6})-(.+)")
 _HEADER, _BLOCK, _RECORD = 7, 32768, struct.Struct("<IHB")
 _WHOLE, _LAST = 1, 4

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bdg.commands.request import Request
 from bdg.commands.runs import Sweep, place, word
-from callbacks.wandb_file import STEP
+from callbacks.wandb_file import SETTING, STEP
 from jobs.panels import Panel, panels
 from jobs.run import write_text
 from jobs.states import read_object
@@ -31,10 +31,11 @@ def run(config: DictConfig, request: Request) -> None:
         raise ValueError("bdg dashboard needs a package that is not installed: pip install wandb-workspaces")
     sweep = place(config).need_sweep(word(config, "name"))
     described = panels([cell.changes for cell in sweep.plan.cells], config.metric)
-    made = [shown for panel in described for shown in drawn(panel, degradations(sweep), lineage(sweep))]
+    made = [(panel.seeds, shown) for panel in described for shown in drawn(panel, degradations(sweep), lineage(sweep))]
+    scores, others = ([shown for seeds, shown in made if seeds is kind] for kind in (True, False))
     known_at = sweep.folder / "dashboard.json"
     known = read_object(known_at)
-    workspace, report = make_workspace(sweep, config.entity, made), make_report(sweep, config.entity, made)
+    workspace, report = (make(sweep, config.entity, scores, others) for make in (make_workspace, make_report))
     specs = {"workspace": serialised(workspace), "report": serialised(report)}
     path = Path(config.json) if config.json else sweep.folder / "workspace.json"
     write_text(path, json.dumps(specs, indent=1, sort_keys=True))
@@ -51,7 +52,6 @@ def drawn(panel: Panel, names: Sequence[str], lines: Sequence[str]) -> Iterator[
     scores = [wr.SummaryMetric(best(name)) for name in expanded(panel.metrics, names)]
     axes = [wr.Config(axis(key)) for key in (panel.x, panel.y) if key not in (None, "step", "degradation")]
     groups = [wr.Config(axis(key)) for key in panel.lines]
-    spread = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"} if panel.seeds else {}
     match panel.kind:
         case "table":
             yield wr.RunComparer(diff_only="split")
@@ -62,10 +62,8 @@ def drawn(panel: Panel, names: Sequence[str], lines: Sequence[str]) -> Iterator[
                 part = score.name.split("/")[1]
                 yield wr.ScatterPlot(title=f"{panel.title}: {part}", x=axes[0], y=axes[1], z=score)
         case "bars":
-            for group in groups or [None]:
-                of = f" for each {group.name}" if group else ""
-                options = {"groupby": group, **spread} if group else {}
-                yield wr.BarPlot(title=panel.title + of, metrics=scores, orientation="v", **options)
+            over_seeds = {"groupby": wr.Config(SETTING), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+            yield wr.BarPlot(title=panel.title, metrics=scores, orientation="v", **over_seeds)
         case "parallel":
             columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in (*groups, *scores)]
             yield wr.ParallelCoordinatesPlot(title=panel.title, columns=columns)
@@ -117,34 +115,49 @@ def lineage(sweep: Sweep) -> list[str]:
     return lines[:LINEAGE] + ([f"- and {len(lines) - LINEAGE} more"] if len(lines) > LINEAGE else [])
 
 
-def make_workspace(sweep: Sweep, entity: str | None, made: Sequence[Any]) -> Any:
-    """Runs of this sweep, by its tag, which also those have that it shares with an older one."""
+def make_workspace(sweep: Sweep, entity: str | None, scores: Sequence[Any], others: Sequence[Any]) -> Any:
+    """Of the last run of each cell, since a workspace has one choice of runs for all its panels."""
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(
         entity=entity or "",
         project=sweep.plan.project,
         name=sweep.plan.name,
-        sections=[ws.Section(name=sweep.plan.name, panels=list(made), is_open=True)],
-        runset_settings=ws.RunsetSettings(filters=of_sweep(sweep), groupby=[ws.Metric("JobType")]),
+        sections=[
+            ws.Section(name=sweep.plan.name, panels=list(scores), is_open=True),
+            ws.Section(name="Training and lineage", panels=list(others), is_open=True),
+        ],
+        runset_settings=ws.RunsetSettings(filters=among(last_runs(sweep))),
     )
 
 
-def make_report(sweep: Sweep, entity: str | None, made: Sequence[Any]) -> Any:
+def make_report(sweep: Sweep, entity: str | None, scores: Sequence[Any], others: Sequence[Any]) -> Any:
+    """Scores of the last run of each cell, and how the runs of all stages trained."""
     import wandb_workspaces.reports.v2 as wr
 
-    runs = wr.Runset(entity=entity or "", project=sweep.plan.project, name=sweep.plan.name, filters=of_sweep(sweep))
+    def grid(name: str, identities: Sequence[str], panels: Sequence[Any]) -> wr.PanelGrid:
+        runs = wr.Runset(entity=entity or "", project=sweep.plan.project, name=name, filters=among(identities))
+        return wr.PanelGrid(runsets=[runs], panels=list(panels))
+
     return wr.Report(
         entity=entity or "",
         project=sweep.plan.project,
         title=f"Sweep {sweep.plan.name}",
         description=f"{len(sweep.plan.cells)} cells, {len(sweep.plan.tasks)} runs",
-        blocks=[wr.PanelGrid(runsets=[runs], panels=list(made))],
+        blocks=[
+            grid(sweep.plan.name, last_runs(sweep), scores),
+            grid("Training and lineage", list(sweep.plan.tasks), others),
+        ],
     )
 
 
-def of_sweep(sweep: Sweep) -> str:
-    return f"Tags == {sweep.plan.name!r}"
+def last_runs(sweep: Sweep) -> list[str]:
+    return list(dict.fromkeys(cell.tasks[-1] for cell in sweep.plan.cells if cell.tasks))
+
+
+def among(identities: Sequence[str]) -> str:
+    """A filter of W&B's; the id of a run is its identity, whereas its tags are of the time when it began."""
+    return f"ID in {list(identities)!r}"
 
 
 def serialised(made: Any) -> dict[str, Any]:

@@ -142,6 +142,20 @@ def test_a_run_of_two_sweeps_is_in_the_group_of_the_older_and_has_both_as_tags(r
     assert common(cells, [{"identity": IDENTITY, "cells": [0, 2]}], IDENTITY) == "scales=1"
 
 
+def test_runs_that_differ_in_the_seed_alone_have_one_setting(run: Path) -> None:
+    folder = run.parents[1] / "sweeps" / "seeds"
+    folder.mkdir(parents=True)
+    cells = [{"name": f"lambda={value},seed={seed}"} for value in (0.05, 0.1) for seed in (0, 1)]
+
+    def setting(*needed: int) -> str:
+        plan = {"made": "2026", "cells": cells, "tasks": [{"identity": IDENTITY, "cells": needed}]}
+        (folder / "plan.json").write_text(json.dumps(plan))
+        return describe(run, "bridging")["config"]["setting"]
+
+    assert [setting(k) for k in range(4)] == ["lambda=0.05", "lambda=0.05", "lambda=0.1", "lambda=0.1"]
+    assert setting(0, 2) == "as it is"  # a generation that both lambdas share
+
+
 # --- one curve ---
 
 

@@ -83,12 +83,33 @@ def test_workspace_and_report_are_as_recorded(sweep: Path) -> None:
 def test_every_kind_of_panel_is_drawn(sweep: Path) -> None:
     need_workspaces()
     assert main(["dashboard", "both"]) == 0
-    (section,) = plain(sweep / "workspace.json")["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]
-    shown = {panel["viewType"] for panel in section["panels"]}
+    shown = {panel["viewType"] for panel in panels_of(plain(sweep / "workspace.json")["workspace"])}
 
     assert {"Run Comparer", "Scatter Plot", "Bar Chart", "Parallel Coordinates Plot"} <= shown
     assert {"Parameter Importance", "Run History Line Plot", "Media Browser", "Markdown Panel"} <= shown
     assert len(KINDS) == 9  # a new kind needs its case in `drawn`
+
+
+def test_scores_are_those_of_the_last_run_of_each_cell(sweep: Path) -> None:
+    need_workspaces()
+    assert main(["dashboard", "both"]) == 0
+    made = plain(sweep / "workspace.json")
+    grids = [block["metadata"] for block in made["report"]["spec"]["blocks"] if "metadata" in block]
+
+    def asked(filters: Any) -> list[str]:
+        return (
+            filters["value"] if "value" in filters else [each for inner in filters["filters"] for each in asked(inner)]
+        )
+
+    assert asked(made["workspace"]["spec"]["section"]["runSets"][0]["filters"]) == [B]
+    assert [asked(grid["runSets"][0]["filters"]) for grid in grids] == [[B], [A, B]]
+    (bars,) = (panel for panel in panels_of(made["workspace"]) if panel["viewType"] == "Bar Chart")
+    assert "setting" in json.dumps(bars)
+
+
+def panels_of(workspace: Any) -> list[Any]:
+    sections = workspace["spec"]["section"]["panelBankConfig"]["sections"]
+    return [panel for section in sections for panel in section["panels"]]
 
 
 class Saved:
