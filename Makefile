@@ -29,7 +29,7 @@ lint: .venv/.installed  ## check style and types
 	.venv/bin/mypy
 
 chaos: .venv/.installed  ## kill a training of two processes fifty times and compare its end with the unbroken one
-	.venv/bin/python benchmarks/chaos.py
+	.venv/bin/python benchmarks/chaos.py > benchmarks/chaos_$$(date +%F).md; status=$$?; cat benchmarks/chaos_$$(date +%F).md; exit $$status
 
 bench: .venv/.installed  ## measure the MAS-GLCM and the network on this machine
 	.venv/bin/python benchmarks/glcm.py

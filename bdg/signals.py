@@ -8,6 +8,7 @@ import signal
 from types import FrameType
 
 TOLD_TO_LEAVE = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (*TOLD_TO_LEAVE, signal.SIGINT)
 _received: list[int] = []
 
 

@@ -87,23 +87,24 @@ class Checkpoint(callbacks.Checkpoint):
             return False
         return trainer.strategy.broadcast(time.monotonic() - self._saved_when >= 60 * self.every_n_minutes)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Writes last.ckpt; to be called by all ranks, between two steps."""
+    def save(self, trainer: L.Trainer) -> bool:
+        """Writes last.ckpt; to be called by all ranks, between two steps. False: it could not be written."""
         begun = time.monotonic()
         trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         error = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "error", None))
-        self._saved_at, self._saved_when = trainer.global_step, time.monotonic()
+        self._saved_when = time.monotonic()
         self.seconds = self._saved_when - begun
         if error and self.on_error == "stop":
             raise OSError(f"{error} (callbacks.checkpoint.on_error=stop)")
         if error:
-            return
-        self._newest = self.folder / LAST
+            return False
+        self._saved_at, self._newest = trainer.global_step, self.folder / LAST
         if trainer.is_global_zero:
             cost = {"checkpoint/seconds": self.seconds}
             cost["checkpoint/megabytes"] = (self.folder / LAST).stat().st_size / 1e6
             for logger in trainer.loggers:
                 logger.log_metrics(cost, trainer.global_step - 1)  # Lightning's loggers count from 0
+        return True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What was saved before this validation becomes the best, if it is."""
@@ -178,9 +179,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     At every moment in between each whole file has its digest in SHA256SUMS. Raises OSError, and then nothing has changed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
-        left.unlink()
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside = _cleared(target)
     hashed = None
     try:
         with beside.open("wb") as file:
@@ -206,14 +205,23 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
 
 def keep_best(source: Path, best: Path) -> None:
     """A checkpoint under a second name, for as long as nothing better comes."""
-    beside = best.with_name(f".{best.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
+    beside = _cleared(best)
     try:
-        os.link(source, beside)
-    except OSError:  # there are file systems without links
-        shutil.copyfile(source, beside)
-    _write_sums(best.parent, read_sums(best.parent) | {best.name: digest(beside)})
-    os.replace(beside, best)
+        try:
+            os.link(source, beside)
+        except OSError:  # there are file systems without links
+            shutil.copyfile(source, beside)
+        _write_sums(best.parent, read_sums(best.parent) | {best.name: digest(beside)})
+        os.replace(beside, best)
+    finally:
+        beside.unlink(missing_ok=True)  # where both were one file already, replacing does nothing
+
+
+def _cleared(target: Path) -> Path:
+    """A name beside the target; what killed processes left there is gone."""
+    for left in target.parent.glob(f".{target.name}.*"):
+        left.unlink()
+    return target.with_name(f".{target.name}.{os.getpid()}")
 
 
 def newest_good(folder: Path) -> Path | None:

@@ -12,13 +12,11 @@ from typing import Any
 import lightning as L
 from lightning.pytorch import callbacks
 
-from bdg.signals import remembered
+from bdg.signals import SIGNALS, remembered
 from callbacks.checkpoint import Checkpoint
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
 class Preempted(SystemExit):
@@ -44,7 +42,7 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         self.end = end or float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
         self.received: int | None = None
         self._agreed_at = 0  # step
-        self._why = ""  # it is about to leave
+        self._why = self._from = ""  # it is about to leave, and where it will go on
         self._longest_s = 0.0
         self._since = time.monotonic()
         self._process = os.getpid()
@@ -88,8 +86,8 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         if left_s < self.margin_s + 2 * saver.seconds + self._longest_s:
             reason = f"{left_s:.0f} s before the end of the job"
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
-            saver.save(trainer)
             self._why = reason or "as another rank was told to"
+            self._from = "here" if saver.save(trainer) else "the last good checkpoint"
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -107,9 +105,8 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
             return
         if trainer.is_global_zero:
             write_text(self.request, f"step {trainer.global_step}: {self._why}\n")
-            log.warning(
-                "leaving after step %d (%s): the same command goes on from here", trainer.global_step, self._why
-            )
+            step = trainer.global_step
+            log.warning("leaving after step %d (%s): the same command goes on from %s", step, self._why, self._from)
         trainer.strategy.barrier("preempted")
         # a child's status other than 0 would make Lightning kill its parent
         raise Preempted(130 if self.received == signal.SIGINT and trainer.is_global_zero else 0)

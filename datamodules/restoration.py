@@ -7,7 +7,9 @@ its step. (Of shards that can only be read forwards, ranks and workers matter to
 
 import ctypes
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,6 +23,7 @@ import torch
 import webdataset
 from numpy.random import Generator
 
+from bdg.signals import SIGNALS
 from datamodules import shards
 from datamodules.cases import Case, Degrade, TrainingCases, ValidationCases, left_out
 from datamodules.pipeline import (
@@ -325,10 +328,26 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _begin_worker(worker: int) -> None:
-    """One thread per worker (OpenCV's do not survive a fork), and Ctrl-C is the main process's to answer."""
+    """One thread per worker (OpenCV's do not survive a fork), and signals are the main process's to answer."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_signals()
     keep_freed_memory()
+
+
+def ignore_signals() -> None:
+    """What is sent to a process group ends none of its workers; SIGTERM of its parent ends one, as torch means it."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def wait() -> None:
+        while True:
+            sent = signal.sigwaitinfo(SIGNALS)
+            if sent.si_signo == signal.SIGTERM and sent.si_pid == os.getppid():
+                os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def keep_freed_memory() -> None:

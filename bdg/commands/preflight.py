@@ -21,7 +21,8 @@ from bdg.commands.errors import message
 from bdg.commands.findings import Finding, Work, check, of_plan, refuse, show
 from bdg.commands.planning import adding, plan_cells
 from bdg.commands.request import Request, key_of
-from bdg.commands.sweep import cells_of, split
+from bdg.commands.search import corners
+from bdg.commands.sweep import cells_of, space_of, split
 from jobs.run import write_text
 
 NAMED = (
@@ -53,10 +54,11 @@ def preflight(request: Request) -> None:
 
 
 def asked(common: Request, settings: DictConfig, varied: Mapping[str, list[Any]]) -> tuple[list[Work], list[Fault]]:
-    """The stages of all cells; where these cannot be planned those of the first cell, with the reason."""
-    if not varied and not any(settings.sweep[key] for key in ("cells", "grid", "seeds")):
+    """The stages of all cells, of a search those at the ends of its space; where these cannot be planned those of the first cell, with the reason."""
+    if not varied and not any(settings.sweep[key] for key in ("cells", "grid", "seeds", "search")):
         return chain(common)
-    points = cells_of(settings, varied)
+    space = space_of(settings, varied)
+    points = corners(space) if space else cells_of(settings, varied)
     one_stage = "stage" in {key_of(word) for word in common.overrides} | {key for p in points for key in p.changes}
     try:
         return of_plan(plan_cells(common, points, "preflight", one_stage)), []

@@ -100,9 +100,11 @@ def sweep(request: Request, measured: bool = False) -> int:
             check_parents(plan, wanted, state)
         preflight(planned, wanted)  # what it refuses leaves nothing behind
     write_folder(plan, definition, command(request, own, fixed, varied))
-    if wanted and not hand_over(planned, state, wanted, frozen_code(plan, common), console):
-        return 1
+    handed_over = not wanted or hand_over(planned, state, wanted, frozen_code(plan, common), console)
     state, _ = states(plan)
+    if not handed_over:
+        report_failures(plan, state, console)
+        return 1
     if any(each.word != "done" for each in state.values()):
         return 0
     console.print(f"{plan.name}: all {len(plan.tasks)} runs are done, see {plan.folder}/cells")

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +46,8 @@ def run(config: DictConfig, request: Request) -> None:
         Trial("other ranks", 1, (here, here | {"ranks": 1 if ranks > 1 else 2}), exact=False),
     ]
     console = Console(highlight=False)
+    if ranks == 1 and config.trainer.accelerator != "cpu" and torch.cuda.device_count() == 1:
+        console.print(f"{trials.pop().name}: left out, there is one GPU")
     table = Table("training", "killed", *COLUMNS)
     rows: list[dict[str, Any]] = []
     unbroken: list[Fact] = []
@@ -86,9 +89,9 @@ def train_and_kill(trial: Trial, config: DictConfig, request: Request, folder: P
                 killed.append(f"{moment} {progress}")
                 continue
         if status := training.wait():
-            raise RuntimeError(f"the training of '{trial.name}' ended with status {status}:\n{training.tail()}")
+            raise ValueError(f"the training of '{trial.name}' ended with status {status}:\n{training.tail()}")
         if len(killed) < trial.kills:
-            raise RuntimeError(f"'{trial.name}' ended after {len(killed)} of {trial.kills} kills: give more steps")
+            raise ValueError(f"'{trial.name}' ended after {len(killed)} of {trial.kills} kills: give more steps")
         return killed
 
 

@@ -1,7 +1,10 @@
 """Checkpoint files are whole or not there, whatever happens; a training resumes from the newest good one."""
 
+import errno
 import logging
+import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from callbacks import checkpoint as module
-from callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, digest, newest_good, read_sums, write_checkpoint
+from callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoint,
+    digest,
+    keep_best,
+    newest_good,
+    read_sums,
+    write_checkpoint,
+)
 from callbacks.ema import Ema
 from callbacks.generators import Generators
 
@@ -125,23 +136,23 @@ def test_only_damaged_ones_are_an_error_and_none_is_not(tmp_path: Path) -> None:
 class Full:
     """A file that no more than a kilobyte goes into."""
 
-    def __init__(self, file: Any) -> None:
-        self.file, self.room = file, 1000
+    def __init__(self, file: Any, code: int = errno.ENOSPC) -> None:
+        self.file, self.room, self.code = file, 1000, code
 
     def write(self, data: bytes) -> int:
         self.room -= len(data)
         if self.room < 0:
-            raise OSError(28, "No space left on device")
+            raise OSError(self.code, os.strerror(self.code))
         return self.file.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
 
-@pytest.fixture
-def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed = module._Hashed
-    monkeypatch.setattr(module, "_Hashed", lambda file: hashed(Full(file)))  # type: ignore[arg-type]
+@pytest.fixture(params=["ENOSPC", "EDQUOT", "EROFS"])
+def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, code = module._Hashed, getattr(errno, request.param)
+    monkeypatch.setattr(module, "_Hashed", lambda file: hashed(Full(file, code)))  # type: ignore[arg-type]
 
 
 def test_a_full_disk_leaves_the_last_good_file_and_no_half_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +199,32 @@ def test_best_is_the_best_and_last_the_newest(tmp_path: Path) -> None:
     steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in tmp_path.glob("*.ckpt")}
     assert steps == {"last.ckpt": 9, "previous.ckpt": 8, "best.ckpt": 6}
     assert all(digest(p) == read_sums(tmp_path)[p.name] for p in tmp_path.glob("*.ckpt"))
+
+
+def test_a_validation_after_a_save_that_failed_names_no_older_checkpoint_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsOnce(AtomicCheckpointIO):
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+            if checkpoint["global_step"] == 6:  # before the best validation
+                self.error = "no space"
+            else:
+                super().save_checkpoint(checkpoint, path, storage_options)
+
+    monkeypatch.setattr(sys.modules[__name__], "AtomicCheckpointIO", FailsOnce)
+    fit(tmp_path, every_n_steps=100)
+
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert best["global_step"] == max((3, 9), key=SCORES.__getitem__)
+
+
+def test_naming_the_best_twice_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / ".best.ckpt.4711").write_bytes(b"of a process that was killed")
+    write_checkpoint(STATE, tmp_path / "last.ckpt")
+    for _ in range(2):
+        keep_best(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["SHA256SUMS", "best.ckpt", "last.ckpt"]
 
 
 def test_minutes_count_as_well_as_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import multiprocessing
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from bdg.signals import SIGNALS
 from callbacks.checkpoint import Checkpoint
 from datamodules import cases, shards
 from datamodules.degradations.noise import GaussianNoise
@@ -103,6 +106,21 @@ def test_stream_begun_at_a_step_is_the_rest_of_the_stream(four, data, reader, wo
         whole = list(islice(data(four, reader=reader, num_workers=workers).stream(0, rank, 2), 9))
         later = list(islice(data(four, reader=reader, num_workers=workers).stream(4, rank, 2), 5))
         assert all(same(a, b) for a, b in zip(whole[4:], later, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who sent a signal")
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_to_the_process_group_ends_no_worker(four, data, signum):
+    before = {child.pid for child in multiprocessing.active_children()}
+    batches = iter(data(four, num_workers=1).stream())
+    next(batches)
+    (worker,) = (child for child in multiprocessing.active_children() if child.pid not in before)
+
+    subprocess.run(["kill", f"-{signum.value}", str(worker.pid)], check=True)  # not its parent, which may end it
+    assert len(list(islice(batches, 12))) == 12
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_batches_that_are_kept_are_not_written_over(four, data):

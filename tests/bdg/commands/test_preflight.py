@@ -322,6 +322,17 @@ def test_a_cell_that_is_broken_is_named(
     assert "3 stages checked: 1 errors" in out
 
 
+def test_the_ends_of_a_search_are_checked(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    status = main(["preflight", *words, "stages=[generation,bridging]", "sweep.search={glcm.levels:[16,1000]}"])
+
+    assert status == 1
+    assert "levels=1000" in capsys.readouterr().out
+
+
 def test_a_sweep_that_cannot_be_planned_is_said_with_all_else(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

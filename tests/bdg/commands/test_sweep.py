@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,26 @@ def test_a_run_that_failed_twice_is_shown_with_the_end_of_its_log(
     assert f"generation {name} (seed=0) failed 2 times" in shown
     assert "line 29" in shown
     assert "line 9\n" not in shown
+
+
+def test_a_run_that_fails_again_now_is_shown_at_once(
+    handed: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(planned: Any, state: Any, wanted: Sequence[str], *_: Any) -> bool:
+        plan = planned.plan
+        for name in wanted:
+            Run(Path(plan.root), plan.project, plan.tasks[name].stage, name).set_status("failed")
+            lines = (
+                {"job": f"local-{n}", "time": "2026", "tasks": {"0": name}, "where": "local"}
+                for n in (999999998, 999999999)
+            )
+            (plan.folder / "submissions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return False
+
+    monkeypatch.setattr(sweep, "hand_over", fails)
+    assert main(["sweep", *WORDS, "stages=[generation]", "sweep.name=mine", "seed=0,1"]) == 1
+
+    assert "failed 2 times" in capsys.readouterr().out
 
 
 def test_pipeline_m_measures_each_cell_at_the_end(handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

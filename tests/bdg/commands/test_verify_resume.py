@@ -1,5 +1,6 @@
 """What counts as the same training; that it is one is shown by the README's command and by tests/test_chaos.py."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +56,11 @@ def test_other_ranks_see_the_same_samples_and_about_the_same_loss() -> None:
 def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify-resume", "steps=3"]) == 1
     assert "steps=3: give 4 or more" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_resuming_is_exact_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pack", "pkg://datamodules/photographs", "photographs", "parts=photographs"]) == 0
+    words = ["experiment=demo_smoke", "data.root=photographs", "trainer.accelerator=gpu", "trainer.deterministic=true"]
+    assert main(["verify-resume", *words, "steps=12", "kills=2"]) == 0
