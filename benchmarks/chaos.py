@@ -126,6 +126,15 @@ def to_all(signum: int) -> Fault:
     return fault
 
 
+def to_group(signum: int) -> Fault:
+    """As `timeout` and Ctrl-C do: to every process, those of the loader among them."""
+
+    def fault(chaos: Chaos, training: Watched) -> None:
+        training.kill(training.processes(), signum)
+
+    return fault
+
+
 def to_rank(rank: int, signum: int) -> Fault:
     def fault(chaos: Chaos, training: Watched) -> None:
         training.kill([ranks(training)[rank]], signum)
@@ -196,6 +205,7 @@ def shard_cut(chaos: Chaos, training: Watched) -> None:
 
 FAULTS: dict[str, Fault] = {
     "USR1 to all ranks": to_all(signal.SIGUSR1),
+    "TERM to the whole group": to_group(signal.SIGTERM),
     "KILL of rank 1": to_rank(1, signal.SIGKILL),
     "KILL during a save": while_it("saving"),
     "last.ckpt truncated": checkpoint_cut,

@@ -1,13 +1,14 @@
 """Training on one and on several devices: images per second, efficiency, and where the time of a step goes.
 
     python benchmarks/scaling.py [--devices 1 2] [--steps 20] [--rounds 3] [KEY=VALUE ...]
-    python benchmarks/scaling.py --model [--bandwidth 25] [--latency 10]
+    python benchmarks/scaling.py --model [--bandwidth 25] [--latency 10] [--images 8] [--rate 50] [--crops 200]
 
 The first form trains `experiment=small` (or what KEY=VALUE make of it) for some steps with each number of processes, one
 thread each on CPU and one device each on GPUs, with the same images per device. Every number of devices is measured with and
 without what the ranks say to each other, side by side: the difference is the time in all-reduce and gather that is not hidden
 behind computing. The second form measures nothing: it counts the bytes of a step at sizes T, S, B and L and divides them by a
-bandwidth per device (GB/s), for 8, 64 and 512 devices.
+bandwidth per device (GB/s), for 8, 64 and 512 devices; and what these need of the contrastive gather and of the loader, with so
+many images a device in a step, images/s a device, and crops/s a core (a JPEG of 512 px decoded, and 256 px of it degraded; benchmarks/{loader,degradations}.py).
 """
 
 import argparse
@@ -144,7 +145,12 @@ def report(counts: list[int], steps: int, rounds: int, words: list[str]) -> None
         print("|", " | ".join(map(str, row + times)), "|")
 
 
-def model(bandwidth: float, latency_us: float) -> None:
+GATHERED = 3 * 256 * 4 + 4
+"""Bytes of an image in the contrastive gather: F_mas, z_mas and z_diff, 256 floats each, and its label."""
+PER_NODE = 8
+
+
+def model(bandwidth: float, latency_us: float, images: int, rate: float, crops: float) -> None:
     """Bytes and times of a step on paper: a ring of N devices moves 2 (N - 1) / N times the gradients through each link."""
     print(f"{circumstances('torch')}\n")
     print(
@@ -165,6 +171,18 @@ def model(bandwidth: float, latency_us: float) -> None:
         times = (ring_ms(8, 4), ring_ms(64, 4), ring_ms(512, 4), ring_ms(512, 2))
         row = (size, f"{count / 1e6:.1f}", f"{count * 4 / 1e6:.0f}", *(f"{ms:.1f}" for ms in times))
         print("|", " | ".join(map(str, row)), "|")
+    print(
+        f"\n{images} images a device in a step, {rate:g} images/s a device, {PER_NODE} devices a node, {crops:g} crops/s a core.\n"
+    )
+    print("| devices | images a step | gather and its gradient, MB | ms | crops/s a node | cores a node |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for devices in (8, 64, 512):
+        moved = 2 * (devices - 1) * images * GATHERED
+        ms = 1000 * (moved / (bandwidth * 1e9) + 2 * (devices - 1) * latency_us * 1e-6)
+        demand = PER_NODE * rate
+        print(
+            f"| {devices} | {devices * images} | {moved / 1e6:.2f} | {ms:.1f} | {demand:.0f} | {demand / crops:.1f} |"
+        )
 
 
 def main() -> None:
@@ -175,12 +193,15 @@ def main() -> None:
     parser.add_argument("--model", action="store_true")
     parser.add_argument("--bandwidth", type=float, default=25)
     parser.add_argument("--latency", type=float, default=10)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=50)
+    parser.add_argument("--crops", type=float, default=200)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--silent", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     arguments, words = parser.parse_known_args()
     if arguments.model:
-        model(arguments.bandwidth, arguments.latency)
+        model(arguments.bandwidth, arguments.latency, arguments.images, arguments.rate, arguments.crops)
     elif arguments.measure:
         measure(arguments.measure, arguments.silent, arguments.steps, words, arguments.out)
     else:

@@ -80,10 +80,14 @@ class Trial:
 
     def sweep(self) -> str:
         """Gives the command, once more if need be, and returns what it said."""
+        return self.bdg("sweep", *SMALL, *self.words)
+
+    def bdg(self, *words: str) -> str:
+        """What a command says that is given where the sweep was."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
-            [sys.executable, "-m", "bdg", "sweep", *SMALL, *self.words],
+            [sys.executable, "-m", "bdg", *words],
             cwd=self.folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             capture_output=True,
