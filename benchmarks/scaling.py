@@ -8,7 +8,8 @@ thread each on CPU and one device each on GPUs, with the same images per device.
 without what the ranks say to each other, side by side: the difference is the time in all-reduce and gather that is not hidden
 behind computing. The second form measures nothing: it counts the bytes of a step at sizes T, S, B and L and divides them by a
 bandwidth per device (GB/s), for 8, 64 and 512 devices; and what these need of the contrastive gather and of the loader, with so
-many images a device in a step, images/s a device, and crops/s a core (a JPEG of 512 px decoded, and 256 px of it degraded; benchmarks/{loader,degradations}.py).
+many images a device in a step, images/s a device, and crops/s a core (a JPEG of 512 px decoded, 256 px of it degraded, as benchmarks/loader.py and
+degradations.py measure it).
 """
 
 import argparse
@@ -172,7 +173,8 @@ def model(bandwidth: float, latency_us: float, images: int, rate: float, crops: 
         row = (size, f"{count / 1e6:.1f}", f"{count * 4 / 1e6:.0f}", *(f"{ms:.1f}" for ms in times))
         print("|", " | ".join(map(str, row)), "|")
     print(
-        f"\n{images} images a device in a step, {rate:g} images/s a device, {PER_NODE} devices a node, {crops:g} crops/s a core.\n"
+        f"\n{images} images a device in a step, {rate:g} images/s a device, {PER_NODE} devices a node, "
+        f"{crops:g} crops/s a core.\n"
     )
     print("| devices | images a step | gather and its gradient, MB | ms | crops/s a node | cores a node |")
     print("| --- | --- | --- | --- | --- | --- |")
