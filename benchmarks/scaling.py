@@ -8,8 +8,8 @@ thread each on CPU and one device each on GPUs, with the same images per device.
 without what the ranks say to each other, side by side: the difference is the time in all-reduce and gather that is not hidden
 behind computing. The second form measures nothing: it counts the bytes of a step at sizes T, S, B and L and divides them by a
 bandwidth per device (GB/s), for 8, 64 and 512 devices; and what these need of the contrastive gather and of the loader, with so
-many images a device in a step, images/s a device, and crops/s a core (a JPEG of 512 px decoded, 256 px of it degraded, as benchmarks/loader.py and
-degradations.py measure it).
+many images a device in a step, images/s a device, and crops/s a core (a JPEG of 512 px decoded, 256 px of it degraded, as
+benchmarks/loader.py and degradations.py measure it).
 """
 
 import argparse
