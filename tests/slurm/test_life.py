@@ -16,7 +16,7 @@ def test_a_user_describes_the_cluster_submits_looks_cancels_and_goes_on(
     own = [word for word in SLURM if not word.startswith("cluster=")]
     trial = Trial(tmp_path, ["cluster=mysite", *own, *ONE, f"data.root={photographs}"])
     assert "conf/cluster/mysite.yaml" in trial.bdg("cluster", "init", "mysite")
-    assert "partition: low" in (tmp_path / "conf" / "cluster" / "mysite.yaml").read_text()
+    assert "gpus" in (tmp_path / "conf" / "cluster" / "mysite.yaml").read_text()
     assert "generation: 1 runs as job" in trial.sweep()
     (task,) = trial.plan.tasks.values()
 
