@@ -1,7 +1,7 @@
 """Pages that open from disk without network: data, templates and a chart library in one HTML file. Computes nothing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from importlib.util import find_spec
 from typing import Any
@@ -13,12 +13,22 @@ INSTALL = "pip install 'bdg[report]'"
 
 def report_page(data: Mapping[str, Any], library: str) -> str:
     """data: as `bdg.commands.report.collect` gives it; library: JavaScript that defines Plotly."""
-    return _page("report", data, library)
+    return _page("report", ["common", "report"], data, library)
 
 
 def compare_page(data: Mapping[str, Any]) -> str:
     """data: as `bdg.commands.compare.collect` gives it."""
-    return _page("compare", data, "")
+    return _page("compare", ["common", "slider", "compare"], data)
+
+
+def sheet_page(data: Mapping[str, Any]) -> str:
+    """data: as `bdg.commands.sheet.collect` gives it."""
+    return _page("sheet", ["common", "slider", "sheet"], data)
+
+
+def demo_page(data: Mapping[str, Any]) -> str:
+    """data: as `bdg.commands.demo_server.Demo` gives it."""
+    return _page("demo", ["common", "slider", "demo"], data)
 
 
 def chart_library() -> str:
@@ -31,13 +41,13 @@ def chart_library() -> str:
     return resources.files("plotly").joinpath("package_data/plotly.min.js").read_text(encoding="utf-8")
 
 
-def _page(name: str, data: Mapping[str, Any], library: str) -> str:
+def _page(name: str, parts: Sequence[str], data: Mapping[str, Any], library: str = "") -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(loader=PackageLoader("jobs", "pages"), autoescape=True, undefined=StrictUndefined)
     pages = resources.files("jobs").joinpath("pages")
     css, js = (
-        "\n".join(pages.joinpath(f"{part}.{kind}").read_text(encoding="utf-8") for part in ("common", name))
+        "\n".join(pages.joinpath(f"{part}.{kind}").read_text(encoding="utf-8") for part in parts)
         for kind in ("css", "js")
     )
     facts = {key: value for key, value in data.items() if key != "images"}

@@ -103,6 +103,12 @@ class Run:
             yield
 
 
+def weights_in(folder: Path) -> Path:
+    """The averaged weights in a run's folder, or in one that bdg export wrote."""
+    exported = folder / "model.safetensors"
+    return exported if exported.is_file() else folder / "weights" / "ema.safetensors"
+
+
 def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
     """What one wants to know of a run in a year: parents, data, code, versions, machine."""
     return {

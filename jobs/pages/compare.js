@@ -72,10 +72,6 @@ function caption(column) {
   }
   return make("p", {title: column.name}, make("b", {}, column.name), values);
 }
-function frame(...inside) {
-  const [width, height] = selected.pictures.size;
-  return make("div", {class: "frame", style: `aspect-ratio: ${width} / ${height}`}, ...inside);
-}
 
 function show() {
   clearInterval(timer);
@@ -88,22 +84,19 @@ function show() {
     panes.replaceChildren(make("p", {class: "quiet"}, selected ? "The pictures of this image are not in the page." : "No image fits."));
     return;
   }
-  const [left, right] = [columns[chosen.left], columns[chosen.right]];
+  const [left, right] = [columns[chosen.left], columns[chosen.right]], size = selected.pictures.size;
   let shown;
   if (chosen.mode === "slider") {
-    const over = picture(right), handle = make("div", {class: "handle", role: "slider", tabindex: "0", "aria-label": "border between the images", "aria-valuemin": "0", "aria-valuemax": "100"});
-    over.classList.add("right");
-    shown = [make("div", {class: "pane"}, caption(left), caption(right), frame(picture(left), over, handle))];
-    handle.addEventListener("pointerdown", slide);
+    shown = [make("div", {class: "pane"}, caption(left), caption(right), slider(size, picture(left), picture(right), cut))];
   } else if (chosen.mode === "flicker") {
     const over = picture(right), text = make("div");
     const turn = () => { over.hidden = !second; text.replaceChildren(caption(second ? right : left)); };
-    shown = [make("div", {class: "pane"}, text, frame(picture(left), over))];
+    shown = [make("div", {class: "pane"}, text, frame(size, picture(left), over))];
     timer = setInterval(() => { if (!held) { second = !second; turn(); } }, FLICKER_MS);
     turn();
   } else
-    shown = columns.map(column => make("div", {class: "pane"}, caption(column), frame(picture(column, chosen.mode === "error"))));
-  const [width, height] = selected.pictures.size, many = shown.length;
+    shown = columns.map(column => make("div", {class: "pane"}, caption(column), frame(size, picture(column, chosen.mode === "error"))));
+  const [width, height] = size, many = shown.length;
   panes.style.setProperty("--columns", many > 6 ? Math.ceil(many / 2) : many);
   panes.style.setProperty("--narrow", many > 1 ? 2 : 1);
   for (const pane of shown) if (many === 1) pane.style.maxWidth = `${(74 * width / height).toFixed(1)}vh`;
@@ -124,8 +117,7 @@ function place() {
       if (img.classList.contains("right")) img.style.setProperty("--cut", `${Math.max(0, (view.cut / 100 - view.x) / view.scale * 100)}%`);
     }
     const handle = one.querySelector(".handle");
-    handle?.style.setProperty("--cut", `${view.cut}%`);
-    handle?.setAttribute("aria-valuenow", Math.round(view.cut));
+    if (handle) put(handle, view.cut);
   }
   at("scale").textContent = `${Math.round(100 * view.scale)} %`;
 }
@@ -140,17 +132,6 @@ function zoom(factor, x = .5, y = .5) {
 function move(x, y) { view.x += x; view.y += y; place(); }
 function fit() { Object.assign(view, {scale: 1, x: 0, y: 0}); place(); }
 function cut(to) { view.cut = Math.min(Math.max(to, 0), 100); place(); }
-
-const inFrame = (event, box) => [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-function slide(event) {
-  event.preventDefault();
-  event.stopPropagation();
-  const handle = event.currentTarget, box = handle.parentElement.getBoundingClientRect();
-  handle.setPointerCapture(event.pointerId);
-  handle.focus();
-  handle.onpointermove = moved => cut(100 * inFrame(moved, box)[0]);
-  handle.onpointerup = handle.onpointercancel = () => { handle.onpointermove = null; };
-}
 
 const fingers = new Map();
 at("panes").addEventListener("pointerdown", event => {
@@ -187,10 +168,7 @@ const keys = {
 const pans = {ArrowLeft: [.1, 0], ArrowRight: [-.1, 0], ArrowUp: [0, .1], ArrowDown: [0, -.1]};
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
-  const slider = event.target.closest(".handle");
   if (event.key === " " && chosen.mode === "flicker" && !event.target.closest("button")) held = !held;
-  else if (slider && event.key === "ArrowLeft" && !event.shiftKey) cut(view.cut - 2);
-  else if (slider && event.key === "ArrowRight" && !event.shiftKey) cut(view.cut + 2);
   else if (event.shiftKey && pans[event.key]) move(...pans[event.key]);
   else if (keys[event.key] && !(event.shiftKey && event.key.startsWith("Arrow"))) keys[event.key]();
   else return;

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from report import made_up_pictures, made_up_sweep
 
 from bdg.cli import main
+from datamodules.images import write_image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -96,3 +98,13 @@ def compare_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made_up_pictures(folder / "runs" / "demo" / "restoration" / name, 0.5 + 0.2 * seed, seed=seed)
     made(folder, "compare", *names, "evaluation=shown", "images=10")
     return folder / "compare.html"
+
+
+@pytest.fixture(scope="session")
+def sheet_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sheet")
+    for i, size in enumerate([(60, 90), (120, 70)]):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        write_image(folder / "in" / f"<b>{i}.png", pixels)
+    made(folder, "restore", "in", "out", "sheet=sheet.html", "sample_steps=1")
+    return folder / "sheet.html"

@@ -190,6 +190,39 @@ def test_errors_and_pictures_that_are_not_there_are_shown_as_such(compare_page: 
     assert "not in the page" in page.locator("#panes").inner_text()
 
 
+# --- sheet ---
+
+
+def test_each_picture_of_a_sheet_has_sliders_of_its_own(sheet_page: Path, tab: Tab) -> None:
+    page = tab(sheet_page)
+    assert page.locator("h2").all_inner_texts() == ["<b>0.png", "<b>1.png"]
+    assert page.locator("img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth)")
+    handles = page.get_by_role("slider", name="border between the images")
+    assert handles.count() == 4
+    box = page.locator(".frame").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 20)
+    page.mouse.up()
+    handles.first.press("ArrowRight")
+    assert [handles.nth(i).get_attribute("aria-valuenow") for i in range(4)] == ["27", "50", "50", "50"]
+    shown = page.locator(".right").first.evaluate("one => getComputedStyle(one).clipPath")
+    assert shown.startswith("inset(0px 0px 0px 27")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_sheets_are_readable(sheet_page: Path, width: int, scheme: str, tab: Tab) -> None:
+    page = tab(sheet_page, width=width, scheme=scheme)
+    assert fits(page)
+    for text in ("h1", "h2", ".pane p", "footer p"):
+        assert contrast(page, text) >= 4.5, text
+    for frame in page.locator(".frame").all():  # pictures keep their shape
+        box = frame.bounding_box()
+        asked = frame.evaluate("one => one.style.aspectRatio.split('/').map(Number)")
+        assert abs(box["width"] / box["height"] - asked[0] / asked[1]) < 0.02 * asked[0] / asked[1]
+
+
 # --- both ---
 
 
