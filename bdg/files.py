@@ -1,6 +1,7 @@
-"""Files that are whole or not there: written beside their place, then renamed."""
+"""Files and folders that are whole or not there: written beside their place, then renamed."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,3 +26,21 @@ def replacing(path: Path, flush: bool = False) -> Iterator[BinaryIO]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path`, whatever is there, when the block ends well; else all stays as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, before = (path.with_name(f".{path.name}.{os.getpid()}.{which}") for which in ("tmp", "old"))
+    beside.mkdir()
+    try:
+        yield beside
+        if path.exists():
+            os.replace(path, before)
+        os.replace(beside, path)
+    finally:
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+        for folder in (beside, before):
+            shutil.rmtree(folder, ignore_errors=True)
