@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from bdg.metrics import Protocol, RestorationMetrics, psnr, ssim
+from bdg.metrics import Protocol, RestorationMetrics, Ssim, psnr, ssim
 
 DEGRADATIONS = ("rain", "haze", "noise")
 
@@ -108,8 +108,6 @@ def test_the_order_of_the_images_does_not_change_the_table():
 def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
     metrics = measured([[4, 0, 1], [2, 3, 0], []][rank])  # image 0 twice; the last rank has none
-    if rank == 2:
-        metrics._update_count = 1  # so that compute() does not warn
     torch.save((metrics.compute(), metrics.per_image()), f"{folder}/{rank}")
     torch.distributed.destroy_process_group()
 
@@ -126,7 +124,7 @@ def test_images_smaller_than_a_window_and_unknown_colours_are_refused():
     small = images(size=(30, 3))
     with pytest.raises(ValueError, match=r"30 x 3 pixels is too small .* need 11 x 11"):
         RestorationMetrics(DEGRADATIONS).update(small, small, small, torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"color='lab': choose one of \['rgb', 'y'\]"):
+    with pytest.raises(ValueError, match=r"color='lab': choose one of \['rgb', 'y', 'y_uint8'\]"):
         Protocol("lab")
     with pytest.raises(ValueError, match="border=-1"):
         Protocol(border=-1)
@@ -136,6 +134,52 @@ def test_images_smaller_than_a_window_and_unknown_colours_are_refused():
 def test_no_images_is_an_error_not_a_number():
     with pytest.raises(ValueError, match="no image was measured"):
         RestorationMetrics(DEGRADATIONS).compute()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_a_protocol_is_a_collection_of_metrics_that_carry_its_name():
+    clean, collection = images(3), Protocol("y", 4).collection()
+    collection.update(near(clean), clean, torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0]))
+    collection.update(near(clean), clean, torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0]))  # counts once
+    table = RestorationMetrics(DEGRADATIONS, Protocol("y", 4))
+    table.update(near(clean), clean, clean, torch.tensor([0, 0, 1]))
+    found = collection.compute()
+    assert found.keys() == {"psnr_y_border4", "ssim_y_border4"}
+    assert found["psnr_y_border4"].item() == pytest.approx(table.compute()["mean"]["psnr"], rel=1e-6)
+    collection.reset()
+    with pytest.raises(ValueError, match="no image was measured"):
+        collection.compute()
+
+
+def test_metrics_are_reset_for_the_next_validation():
+    clean, metrics = images(2), RestorationMetrics(DEGRADATIONS)
+    for restored in (near(clean), clean):
+        metrics.update(restored, clean, near(clean), torch.tensor([0, 1]))
+        table = metrics.compute()
+        metrics.reset()
+    assert (table["mean"]["psnr"], table["mean"]["num_images"]) == (100, 2)
+
+
+def test_a_multiple_is_cropped_around_the_centre():
+    x = torch.arange(35.0).expand(1, 3, 35, 35) / 127.5 - 1
+    levels = Protocol(multiple=16)(x)
+    assert levels.shape[-2:] == (32, 32)
+    assert (levels[0, 0, 0, 0].item(), levels[0, 0, 0, -1].item()) == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Ssim(padding="zeros"), "ssim.padding=zeros: choose one of inside, replicate, reflect"),
+        (lambda: Ssim(size=8), "ssim.size=8: give an odd number"),
+        (lambda: Protocol(multiple=0), "protocol.multiple=0"),
+        (lambda: Protocol(measures={}), "protocol.measures is empty"),
+        (lambda: Protocol().without_reference(), "psnr, ssim compare with clean images, and there are none"),
+    ],
+)
+def test_what_is_no_protocol_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
 
 
 def test_the_protocol_says_what_it_does():
