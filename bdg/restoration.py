@@ -2,34 +2,67 @@
 
 import hashlib
 import importlib
+import inspect
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bdg import draws, samplers
+from bdg import devices, draws, samplers
 from bdg.denoiser import Denoiser
 from bdg.diffusion import Diffusion
-from bdg.samplers import Denoise
+from bdg.samplers import in_bands
+from bdg.tiles import SMALLEST_TILE, TiledGap, checked_overlap, count, gap, tiled
 from bdg.types import Estimate, Image, Timestep
 from bdg.weights import load_weights
 
+log = logging.getLogger("bdg")
+
 Sampler = Callable[..., Image]
 """One of `bdg.samplers`, or one with some of its arguments given already."""
+
+PACKAGED = Path(__file__).parent / "pretrained" / "demo.safetensors"
+"""The weights that come with the package."""
 
 TRUSTED = ("bdg.networks", "bdg.diffusion", "bdg.schedule")
 """Where the classes that a weights file names may live: a file from elsewhere must not choose what code runs."""
 
 DEFAULT_SAMPLER = {"_target_": "bdg.samplers.ddim", "sample_steps": 3}
 
-SMALLEST_TILE = 32
-"""Below, a tile is mostly border and the network's coarsest level sees next to nothing."""
+PRECISIONS = ("float32", "bf16")
+ENSEMBLES = (1, 2, 4, 8)
+
+PROBE = 192
+"""Edge in pixels of the image that time and memory are measured with; none smaller is ever cut into tiles."""
+
+COPIES_IN_STEP, COPIES_IN_NETWORK = 9, 3
+"""How many images of the full size are held beside x_lq while x_t is updated, and while the network looks at a tile."""
+
+BLIND_TILE = 512
+"""The tile where memory cannot be measured."""
+
+FREE_SHARE = 0.85
+"""Of the memory that may be taken, what is planned with: need is known from one small image, and others take some too."""
+
+COLOR_SCALE = 64
+"""Colour that varies over more pixels than these is of low frequency."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pixel costs in one pass of the network: bytes at the peak (None where nobody knows), seconds."""
+
+    bytes: float | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -46,11 +79,24 @@ class Restorer:
     path: Path | None = None
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu", trust: Sequence[str] = ()) -> "Restorer":
-        """The restorer that a weights file describes. trust: further packages that its network may come from.
+    def load(
+        cls,
+        path: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        trust: Sequence[str] = (),
+        precision: str = "float32",
+    ) -> "Restorer":
+        """The restorer that a weights file describes; None: the file that comes with the package.
 
-        Raises FileNotFoundError, and ValueError if the file is no BDG weights, names foreign code or does not fit.
+        device: also "auto", a GPU if there is one. trust: further packages that its network may come from.
+        precision: in which the network computes, float32 or bf16; all else is float32.
+
+        Raises FileNotFoundError, and ValueError if the file is no BDG weights, names foreign code or does not fit, or if
+        there is no such device or precision.
         """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: choose one of {list(PRECISIONS)}")
+        path, device = PACKAGED if path is None else path, devices.device(device)
         tensors, about = load_weights(path)
         missing = {"network", "diffusion"} - about.keys()
         if missing:
@@ -63,13 +109,18 @@ class Restorer:
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"{path}: its tensors do not fit the network it names: {error}") from None
+            _, *faults = str(error).splitlines()
+            raise ValueError(
+                f"{path}: its tensors do not fit the network it names, in {len(faults)} places: {faults[0].strip()[:300]}"
+            ) from None
         if fold := getattr(
             network, "fold", None
         ):  # the same results, sooner; a network from elsewhere need not have it
             network = fold()
         network = network.eval().requires_grad_(False).to(device)
-        denoise = Denoiser(network, diffusion.to(device), about.get("condition", "x_lq"))
+        if precision == "bf16":
+            network = Autocast(network, device.type)
+        denoise = Denoiser(network, diffusion.to(device), about.get("condition", "x_lq"), about.get("clamp", True))
         return cls(denoise, named_sampler(about.get("sampler", DEFAULT_SAMPLER), str(path)), about, Path(path))
 
     @property
@@ -88,78 +139,310 @@ class Restorer:
         sampler: Sampler | None = None,
         sample_steps: int | None = None,
         seed: int = 0,
-        tile: int | None = None,
+        tile: int | str | None = "auto",
         overlap: int | None = None,
+        strength: float = 1.0,
+        ensemble: int = 1,
+        keep_color: bool = False,
+        memory_gb: float | None = None,
     ) -> Image:
         """x_hq in [-1, 1] for x_lq, `b 3 h w` of any size, on the device of x_lq.
 
         names: one per image; with the seed it fixes the image's noise, whatever batch or device it is restored in.
-        tile: edge in pixels of the squares that the network sees at a time, to bound memory (None: the whole image);
-        overlap: pixels that neighbouring tiles share (None: a quarter of a tile).
+        tile: edge in pixels of the squares that the network sees at a time, to bound memory; None: the whole image;
+        "auto": the whole image if memory allows, else the largest squares that do, and smaller ones when memory runs out.
+        overlap: pixels that neighbouring tiles share (None: a quarter of a tile, at most 64).
+        strength: the share of the believed residual that is taken away, 0 (nothing) to 1.
+        ensemble: 1, 2, 4 or 8 views, mirrored and turned, whose mean is returned; as many times the work.
+        keep_color: what varies slowly keeps the colour of x_lq, against a drift of colour.
+        memory_gb: 10^9 bytes that this process may hold on the device (None: what is free), for "auto".
         """
-        steps = {} if sample_steps is None else {"sample_steps": sample_steps}
-        draw = noise_drawer(names, seed)
+        _check(x_lq, names, strength, ensemble)
+        h, w = x_lq.shape[-2:]
+        if tile == "auto" and len(x_lq) > 1 and not self._fits_whole(len(x_lq), h, w, ensemble, memory_gb):
+            settings = (sampler, sample_steps, seed, tile, overlap, strength, ensemble, keep_color, memory_gb)
+            return torch.cat([self(x, [name], *settings) for x, name in zip(x_lq.split(1), names, strict=True)])
         given = x_lq.to(self.device)
-        denoise = self.denoise if tile is None else tiled(self.denoise, tile, overlap)
-        x_hq = (sampler or self.sampler)(denoise, self.denoise.diffusion, given, draw(given), draw=draw, **steps)
-        return x_hq.clamp(-1, 1).to(x_lq.device)
+        walk = partial(self._mean_view, given, names, sampler or self.sampler, sample_steps, seed, ensemble, overlap)
+        if tile == "auto":
+            x_hq = self._in_memory(walk, (h, w), self.fitting_tile(h, w, overlap, ensemble, memory_gb))
+        else:
+            x_hq = _or_out_of_memory(walk, _edge(tile))
+        x_hq = x_hq.clamp(-1, 1)
+        if keep_color:
+            x_hq = with_colors_of(given, x_hq)
+        return (torch.lerp(given, x_hq, strength) if strength < 1 else x_hq).to(x_lq.device)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Measured once, on an image of PROBE x PROBE, after a smaller one that pays for what only a first pass costs."""
+        x = torch.zeros(1, 3, PROBE, PROBE, device=self.device)
+        t = torch.zeros(1, dtype=torch.long, device=self.device)
+
+        def look(x: Tensor, passes: int) -> None:
+            with torch.inference_mode():
+                for _ in range(passes):
+                    self.denoise(x, x, t)
+            devices.synchronize(self.device)
+
+        look(x[..., :SMALLEST_TILE, :SMALLEST_TILE], 1)
+        began = time.perf_counter()
+        needed = devices.needed_bytes(partial(look, x, 2), self.device)  # freed memory in pieces: a second takes more
+        seconds = (time.perf_counter() - began) / 2
+        return Cost(None if needed is None else needed / PROBE**2, seconds / PROBE**2)
+
+    def fitting_tile(
+        self, height: int, width: int, overlap: int | None = None, ensemble: int = 1, memory_gb: float | None = None
+    ) -> int | None:
+        """The tile of "auto": None if an image fits whole into memory, else the edge of the largest squares that do.
+
+        It is no larger than its number of tiles demands. Raises ValueError if the smallest does not fit either.
+        """
+        if self._fits_whole(1, height, width, ensemble, memory_gb):
+            return None
+        free, pixel = self._free_bytes(memory_gb), self.cost.bytes
+        if free is None or pixel is None:
+            return BLIND_TILE
+        image = 4 * 3 * height * width
+        kept = _kept(image, ensemble)
+        least = max(kept + pixel * SMALLEST_TILE**2, kept + (COPIES_IN_STEP - COPIES_IN_NETWORK) * image)
+        if free < least:
+            raise ValueError(_too_little(f"{height} x {width}", str(self.device), free, least, memory_gb))
+        return _no_larger_than_needed(_multiple(math.isqrt(int((free - kept) / pixel))), overlap, height, width)
+
+    def _fits_whole(self, batch: int, height: int, width: int, ensemble: int, memory_gb: float | None) -> bool:
+        if batch * height * width <= PROBE**2:
+            return True
+        free, pixel = self._free_bytes(memory_gb), self.cost.bytes
+        if free is None or pixel is None:
+            return max(height, width) <= BLIND_TILE
+        kept = _kept(4 * 3 * batch * height * width, ensemble)
+        return kept + pixel * batch * _padded(height) * _padded(width) <= free
+
+    def seconds(
+        self,
+        height: int,
+        width: int,
+        batch: int = 1,
+        sampler: Sampler | None = None,
+        sample_steps: int | None = None,
+        tile: int | str | None = "auto",
+        overlap: int | None = None,
+        ensemble: int = 1,
+        memory_gb: float | None = None,
+        **_: Any,
+    ) -> float:
+        """About how long a call with these settings takes; settings that cost nothing may be given as well.
+
+        From the time of one small pass, so attention over very large whole images, whose time is the square of theirs, is
+        underrated.
+        """
+        if tile == "auto":
+            tile = self.fitting_tile(height, width, overlap, ensemble, memory_gb)
+        edge = _edge(tile) or max(_padded(height), _padded(width))
+        shared = checked_overlap(max(edge, SMALLEST_TILE), overlap)
+        seen = math.prod(count(n, edge, shared) * min(_padded(n), edge) for n in (height, width))
+        steps = _steps(sampler or self.sampler) if sample_steps is None else sample_steps
+        return self.cost.seconds * seen * batch * steps * ensemble
+
+    def compare_tiled(
+        self,
+        x_lq: Image,
+        names: Sequence[str],
+        tile: int | str | None = "auto",
+        overlap: int | None = None,
+        ensemble: int = 1,
+        memory_gb: float | None = None,
+        **settings: Any,
+    ) -> TiledGap:
+        """What tiles change: the images restored in tiles against the same restored whole, with a call's settings.
+
+        Where the whole does not fit into memory, its centre is compared, as large as fits, with tiles of half of that.
+        """
+        h, w = x_lq.shape[-2:]
+        largest = self.fitting_tile(h, w, None, ensemble, memory_gb)
+        edge = largest if tile == "auto" else _edge(tile)
+        if edge is None:
+            return TiledGap(math.inf, 1.0, None, h, w)
+        if largest is not None:
+            x_lq, edge = _centre(x_lq, largest), min(edge, max(_multiple(largest // 2), SMALLEST_TILE))
+        restore = partial(self, x_lq, names, overlap=overlap, ensemble=ensemble, **settings)
+        return gap(restore(tile=edge), restore(tile=None), edge, overlap)
+
+    def _mean_view(
+        self,
+        x_lq: Image,
+        names: Sequence[str],
+        sampler: Sampler,
+        sample_steps: int | None,
+        seed: int,
+        ensemble: int,
+        overlap: int | None,
+        tile: int | None,
+    ) -> Image:
+        """The mean over views of the image, each with noise of its own."""
+        steps = {} if sample_steps is None else {"sample_steps": sample_steps}
+        diffusion, draw = self.denoise.diffusion, noise_drawer(names, seed)
+        complete = partial(_complete, diffusion) if self.denoise.clamp else None
+        denoise = self.denoise if tile is None else tiled(self.denoise, tile, overlap, complete)
+        total: Image | None = None
+        for view in range(ensemble):
+            seen = turned(x_lq, view)
+            x_hq = turned_back(sampler(denoise, diffusion, seen, draw(seen), draw=draw, **steps), view)
+            total = x_hq if total is None else total + x_hq
+        assert total is not None
+        return total if ensemble == 1 else total / ensemble
+
+    def _in_memory(self, walk: Callable[[int | None], Image], size: Sequence[int], tile: int | None) -> Image:
+        """walk(tile), or with half of it as often as memory runs out."""
+        while True:
+            try:
+                return walk(tile)
+            except (RuntimeError, MemoryError) as error:
+                if not devices.is_out_of_memory(error):
+                    raise
+            smaller = _multiple((tile or max(size)) // 2)
+            if smaller < SMALLEST_TILE:
+                raise ValueError(f"out of memory on {self.device} with the smallest tile: free some, or use another")
+            log.warning("out of memory on %s with tile=%s: going on with tile=%d", self.device, tile, smaller)
+            devices.release(self.device)
+            tile = smaller
+
+    def _free_bytes(self, memory_gb: float | None) -> float | None:
+        """What may be planned with beyond what is held."""
+        if memory_gb is None:
+            free = devices.free_bytes(self.device)
+        else:
+            held = devices.held_bytes(self.device)
+            free = None if held is None else int(1e9 * memory_gb) - held
+        return None if free is None else FREE_SHARE * free
+
+
+class Autocast(nn.Module):
+    """A network that computes in bfloat16 wherever torch deems that safe."""
+
+    def __init__(self, network: nn.Module, device_type: str) -> None:
+        super().__init__()
+        self.network = network
+        self.device_type = device_type
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.device_type, torch.bfloat16):
+            return self.network(*args, **kwargs)
 
 
 def noise_drawer(names: Sequence[str], seed: int) -> Callable[[Image], Image]:
     """The `draw` of a sampler: every image has its own stream of unit noise, a function of the seed and its name.
 
-    Drawn on the CPU, so that every device restores the same image.
+    Drawn whole and on the CPU, so that every device, batch and tiling restores the same image.
     """
     cpu = torch.device("cpu")
     digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
     generators = [draws.generator(cpu, seed, int.from_bytes(digest)) for digest in digests]
 
     def draw(x: Image) -> Image:
-        noise = [torch.randn(x.shape[1:], generator=generator) for generator in generators]
-        return torch.stack(noise).to(x)
+        noise = torch.empty(x.shape)
+        for one, generator in zip(noise, generators, strict=True):
+            one.normal_(generator=generator)
+        return noise.to(x)
 
     return draw
 
 
-def tiled(denoise: Denoise, tile: int, overlap: int | None = None) -> Denoise:
-    """A denoiser that looks at squares of `tile` pixels and blends what it believes of them.
-
-    The sampler walks the whole image at once: tiles agree again at every step and share one noise, so they leave no seams
-    that would have to be hidden at the end. A denoiser that looks at single pixels gives exactly what it gives untiled.
-    """
-    overlap = tile // 4 if overlap is None else overlap
-    if tile < SMALLEST_TILE:
-        raise ValueError(f"tile={tile}: give at least {SMALLEST_TILE} pixels, or null for the whole image at once")
-    if not 0 <= overlap <= tile // 2:
-        raise ValueError(f"overlap={overlap}: choose 0 to {tile // 2}, half of tile={tile}")
-
-    def blended(x_t: Image, x_lq: Image, t: Timestep) -> Estimate:
-        total = x_t.new_zeros((3, *x_t.shape))
-        share = x_t.new_zeros(x_t.shape[-2:])
-        for rows, row_weight in _strips(x_t.shape[-2], tile, overlap):
-            for columns, column_weight in _strips(x_t.shape[-1], tile, overlap):
-                weight = torch.outer(row_weight, column_weight).to(x_t)
-                seen = denoise(x_t[..., rows, columns], x_lq[..., rows, columns], t)
-                total[..., rows, columns] += weight * torch.stack([seen.x_hq, seen.residual, seen.noise])
-                share[rows, columns] += weight
-        return Estimate(*(total / share).unbind())
-
-    return blended
+def turned(x: Image, view: int) -> Float[Tensor, "b c rows columns"]:
+    """One of the 8 views of a square: bits 1 and 2 mirror, bit 4 transposes before."""
+    x = x.mT if view & 4 else x
+    return x.flip([dim for bit, dim in ((1, -1), (2, -2)) if view & bit])
 
 
-def _strips(length: int, tile: int, overlap: int) -> Iterator[tuple[slice, Float[Tensor, " tile"]]]:
-    """Evenly spread strips of `tile` that cover 0..length and share at least `overlap`, each with its weights."""
-    size = min(tile, length)
-    count = math.ceil((length - overlap) / (tile - overlap)) if length > tile else 1
-    # rises as sin^2 over the overlap and falls as cos^2, so that neighbours at exactly this overlap add up to 1
-    ramp = torch.sin(math.pi / 2 * (torch.arange(overlap) + 0.5) / max(overlap, 1)) ** 2
-    weight = torch.ones(size)
-    if count > 1:
-        weight[:overlap] *= ramp
-        weight[size - overlap :] *= ramp.flip(0)
-    for k in range(count):
-        start = (length - size) * k // max(count - 1, 1)
-        yield slice(start, start + size), weight
+def turned_back(x: Image, view: int) -> Float[Tensor, "b c rows columns"]:
+    """The inverse of `turned`."""
+    x = x.flip([dim for bit, dim in ((1, -1), (2, -2)) if view & bit])
+    return x.mT if view & 4 else x
+
+
+def with_colors_of(x_lq: Image, x_hq: Image) -> Image:
+    """x_hq in [-1, 1] whose colour, as far as it varies slowly, is that of x_lq."""
+    h, w = x_lq.shape[-2:]
+    grid = (math.ceil(h / COLOR_SCALE), math.ceil(w / COLOR_SCALE))
+    drift = F.adaptive_avg_pool2d(x_lq, grid) - F.adaptive_avg_pool2d(x_hq, grid)
+    return (x_hq + F.interpolate(drift, (h, w), mode="bilinear")).clamp(-1, 1)
+
+
+def _kept(image: int, ensemble: int) -> int:
+    """Bytes that stay beside x_lq while the network works; with several views their sum and x_lq turned as well."""
+    return (COPIES_IN_NETWORK + (0 if ensemble == 1 else 2)) * image
+
+
+def _too_little(size: str, device: str, free: float, least: float, memory_gb: float | None) -> str:
+    if memory_gb is None:
+        return f"an image of {size} needs {least / 1e9:.2f} GB of {device}, but {free / 1e9:.2f} GB are free: free some"
+    needed = memory_gb + (least - free) / FREE_SHARE / 1e9
+    return (
+        f"memory_gb={memory_gb}: an image of {size} needs {needed:.2f}, all that the process holds included: give that"
+    )
+
+
+def _complete(diffusion: Diffusion, x_hq: Image, x_t: Image, x_lq: Image, t: Timestep) -> Estimate:
+    """Diffusion.complete without temporaries of the image's size."""
+    noise = in_bands(lambda x_hq, x_t, x_lq: diffusion.complete(x_hq, x_t, x_lq, t).noise, x_hq, x_t, x_lq)
+    return Estimate(x_hq, x_lq - x_hq, noise)
+
+
+def _check(x_lq: Image, names: Sequence[str], strength: float, ensemble: int) -> None:
+    if len(names) != len(x_lq):
+        raise ValueError(f"{len(names)} names for {len(x_lq)} images: give one name for each")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength={strength}: choose 0, which changes nothing, to 1")
+    if ensemble not in ENSEMBLES:
+        raise ValueError(f"ensemble={ensemble}: choose one of {list(ENSEMBLES)}")
+
+
+def _edge(tile: int | str | None) -> int | None:
+    if isinstance(tile, str):
+        raise ValueError(f"tile={tile}: give a number of pixels, auto, or null for the whole image at once")
+    return tile
+
+
+def _or_out_of_memory(walk: Callable[[int | None], Image], tile: int | None) -> Image:
+    """walk(tile), or what to do where memory does not suffice."""
+    try:
+        return walk(tile)
+    except (RuntimeError, MemoryError) as error:
+        if not devices.is_out_of_memory(error):
+            raise
+    what = "the whole image" if tile is None else f"tile={tile}"
+    raise ValueError(f"out of memory with {what}: give tile=auto or a smaller tile")
+
+
+def _padded(length: int) -> int:
+    """As the network pads it, about."""
+    return -(-length // 16) * 16
+
+
+def _multiple(length: int) -> int:
+    """Rounded down to what no network has to pad."""
+    return length // SMALLEST_TILE * SMALLEST_TILE
+
+
+def _no_larger_than_needed(edge: int, overlap: int | None, *lengths: int) -> int:
+    """The smallest tile that needs no more tiles than this one: less that is seen twice."""
+
+    def counts(tile: int) -> list[int]:
+        return [count(length, tile, checked_overlap(tile, overlap)) for length in lengths]
+
+    least = SMALLEST_TILE if overlap is None else max(SMALLEST_TILE, 2 * overlap)
+    return next(tile for tile in range(least, edge + 1, SMALLEST_TILE) if counts(tile) == counts(edge) or tile == edge)
+
+
+def _steps(sampler: Sampler) -> int:
+    found = inspect.signature(sampler).parameters.get("sample_steps")
+    return found.default if found and isinstance(found.default, int) else 1
+
+
+def _centre(x: Image, edge: int) -> Float[Tensor, "b c rows columns"]:
+    top, left = (max(0, (length - edge) // 2) for length in x.shape[-2:])
+    return x[..., top : top + edge, left : left + edge]
 
 
 def build_trusted(node: Mapping[str, Any], name: str, trust: Sequence[str] = ()) -> nn.Module:

@@ -50,12 +50,19 @@ class Difference:
     p: float
 
 
-def per_photograph(values: Sequence[float], photographs: Sequence[Hashable], parts: Sequence[Hashable]) -> Vector:
+def per_photograph(
+    values: Sequence[float],
+    photographs: Sequence[Hashable],
+    parts: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+) -> Vector:
     """One value per photograph, in the order of first appearance; their mean is the mean over parts of the parts' means.
 
     parts: degradations, each of which counts the same however many images it has. y_u = T + U sum_i (v_i - m_p) / (n_p P)
     over the images i of the photograph u, where T is the mean, m_p and n_p are those of the part of i: if every photograph
     is in every part equally often, just the mean of its own values; else the linear term of the mean's change (its influence).
+    groups: if parts are test sets, the degradation of each: the mean is then over groups of the means over their parts, and
+    P becomes the number of groups times that of the parts in the group of i.
 
     Raises ValueError for no values, or lengths that differ.
     """
@@ -68,8 +75,12 @@ def per_photograph(values: Sequence[float], photographs: Sequence[Hashable], par
     p, num_parts = _numbered(parts)
     n_p = np.bincount(p, minlength=num_parts)
     m_p = np.bincount(p, v, num_parts) / n_p
-    influence = (v - m_p[p]) / (n_p[p] * num_parts)
-    return m_p.mean() + num_units * np.bincount(u, influence, num_units)
+    g, num_groups = _numbered(groups if groups is not None else [0] * len(v))
+    group_of_part = np.zeros(num_parts, np.intp)
+    group_of_part[p] = g
+    P = num_groups * np.bincount(group_of_part, minlength=num_groups)[group_of_part]
+    influence = (v - m_p[p]) / (n_p[p] * P[p])
+    return np.sum(m_p / P) + num_units * np.bincount(u, influence, num_units)
 
 
 def over_photographs(y: Vector, level: float = LEVEL) -> Interval:

@@ -1,10 +1,11 @@
-"""Pictures on disk, read and written with bit depth, ICC profile and EXIF kept; knows nothing of tensors."""
+"""Pictures on disk, read and written with bit depth, ICC profile, EXIF and XMP kept; knows nothing of tensors."""
 
 import io
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -12,9 +13,10 @@ from typing import IO, Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from bdg.files import replacing
+from datamodules.profiles import Profile, read_profile
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
@@ -30,7 +32,13 @@ Image.MAX_IMAGE_PIXELS = None  # `_open` counts in its place: Pillow only warns 
 
 _DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # can hold 16 bits
 _ALPHA_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
+_LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # sides in pixels
+_STRIP = 256  # rows that are converted at a time, to bound memory
 _EXIF_HEADER = b"Exif\0\0"
+_XMP_PNG = "XML:com.adobe.xmp"
+_XMP_TIFF = 700
+_LONGEST_XMP = 65_504  # in one marker of a JPEG; what is longer is left out
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation="\d"|<tiff:Orientation>\d</tiff:Orientation>')
 _TIFF_TAGS_KEPT = tuple(
     ExifTags.Base[name] for name in ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
 )
@@ -52,6 +60,7 @@ class Picture:
     array: NDArray[np.uint8] | NDArray[np.uint16]
     icc: bytes | None = None  # profile of the colour channels
     exif: bytes | None = None  # begins with "Exif\0\0"; its orientation is already applied and removed
+    xmp: bytes | None = None  # XML; its orientation is removed, too
 
     @property
     def bits(self) -> int:
@@ -79,12 +88,82 @@ class Picture:
         return np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)), np.uint8)
 
     def from_rgb(self, rgb: NDArray[np.float32]) -> "Picture":
-        """This picture in other colour (h w 3, clipped to [0, 1], rounded); depth, alpha, gray, ICC and EXIF stay."""
-        colour = (rgb @ LUMA)[..., None] if self.gray else rgb
-        top = np.iinfo(self.array.dtype).max
-        quantised = np.rint(np.clip(colour, 0, 1) * top).astype(self.array.dtype)
-        alpha = [self.array[..., -1:]] if self.has_alpha else []
-        return replace(self, array=np.concatenate([quantised, *alpha], axis=2))
+        """This picture in other colour (h w 3, clipped to [0, 1], rounded); depth, alpha, gray and metadata stay."""
+        return self._coloured(lambda rows: rgb[rows] @ LUMA[:, None] if self.gray else rgb[rows])
+
+    @property
+    def profile(self) -> Profile | None:
+        """What its numbers mean, unless that is sRGB. Raises ValueError for a profile that cannot be read."""
+        return read_profile(self.icc, 1 if self.gray else 3) if self.icc else None
+
+    def to_srgb(self) -> NDArray[np.float32]:
+        """Colour as h w 3 in [0, 1] as sRGB has it, clipped at its border; where the profile cannot be read, as `to_rgb`."""
+        if (profile := self._readable) is None:
+            return self.to_rgb()
+        srgb = np.empty((*self.array.shape[:2], 3), np.float32)
+        for rows in self._strips():
+            srgb[rows] = profile.to_srgb(self._numbers(rows)).clip(0, 1)  # gray: one number for all three
+        return srgb
+
+    def from_srgb(self, srgb: NDArray[np.float32]) -> "Picture":
+        """This picture in other colour, as `to_srgb` gives it; depth, alpha, gray and metadata stay.
+
+        The picture moves as `srgb` does: colours that sRGB lacks keep their distance from its border, and `to_srgb` unchanged
+        gives the same picture.
+        """
+        if (profile := self._readable) is None:
+            return self.from_rgb(srgb)
+
+        def moved(rows: slice) -> NDArray[np.float32]:
+            own = self._numbers(rows)
+            before = profile.to_srgb(own)
+            after = srgb[rows] @ LUMA[:, None] if self.gray else srgb[rows]
+            # what a conversion there and back loses, it loses twice, and that cancels
+            return own + profile.from_srgb(before + (after - before.clip(0, 1))) - profile.from_srgb(before)
+
+        return self._coloured(moved)
+
+    def beyond_srgb(self) -> float:
+        """Share of the pixels whose colour sRGB lacks."""
+        if (profile := self._readable) is None or self.gray:
+            return 0.0
+        tolerance = 1 / 255
+        outside = 0
+        for rows in self._strips():
+            srgb = profile.to_srgb(self._numbers(rows))
+            outside += int(((srgb < -tolerance) | (srgb > 1 + tolerance)).any(-1).sum())
+        return outside / (self.array.shape[0] * self.array.shape[1])
+
+    def reduced(self) -> "Picture":
+        """The same in 8 bits."""
+        if self.bits == 8:
+            return self
+        array = np.empty(self.array.shape, np.uint8)
+        for rows in self._strips():
+            array[rows] = (self.array[rows].astype(np.uint32) + 128) // 257  # round(x * 255 / 65535)
+        return replace(self, array=array)
+
+    @property
+    def _readable(self) -> Profile | None:
+        try:
+            return self.profile
+        except ValueError:
+            return None
+
+    def _strips(self) -> Iterator[slice]:
+        return (slice(top, top + _STRIP) for top in range(0, len(self.array), _STRIP))
+
+    def _numbers(self, rows: slice) -> NDArray[np.float32]:
+        """Colour of some rows, h w 1 or h w 3, in [0, 1]."""
+        colour = self.array[rows, :, : 1 if self.gray else 3]
+        return colour.astype(np.float32) / np.float32(np.iinfo(self.array.dtype).max)
+
+    def _coloured(self, colour: Callable[[slice], NDArray[np.float32]]) -> "Picture":
+        """This picture with the colour that `colour` gives for some rows, clipped and rounded."""
+        array, top = self.array.copy(), np.iinfo(self.array.dtype).max
+        for rows in self._strips():
+            array[rows, :, : 1 if self.gray else 3] = np.rint(np.clip(colour(rows), 0, 1) * top)
+        return replace(self, array=array)
 
 
 def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box | None = None) -> Picture:
@@ -109,8 +188,9 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box 
                 raise ValueError(f"{name}: holds {frames} pictures: extract the one you mean into its own file")
             exif, orientation = _exif(image)  # before load(), which lets go of the file
             image.load()  # complains about truncated data also where cv2 would not
-            turned = orientation in _UPRIGHT
+            turned = orientation in _UPRIGHT and not _turned_by_pillow(image, data)
             array, icc = _samples(image, data, name, None if turned else box), image.info.get("icc_profile")
+            xmp = _xmp(image)
             if array.shape[2] >= 3 and image.mode not in ("P", "PA", "RGB", "RGBA"):
                 icc = None
     except UnidentifiedImageError:
@@ -118,7 +198,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str = "", box: Box 
     except _DAMAGED as error:
         raise ValueError(f"{name}: the image is cut off or damaged ({error}): copy it again from its source") from None
     upright = _part(_UPRIGHT[orientation](array), box) if turned else array
-    return Picture(np.ascontiguousarray(upright), icc, exif)
+    return Picture(np.ascontiguousarray(upright), icc, exif, xmp)
 
 
 def upright_size(file: IO[bytes]) -> tuple[int, int] | None:
@@ -162,11 +242,7 @@ def _open(file: IO[bytes], name: str = "image") -> Image.Image:
 
 def decode(data: bytes, name: str = "", box: Box | None = None) -> NDArray[np.uint8]:
     """The colour in an image file's bytes as uint8 h w 3: alpha dropped, gray repeated, 16 bits scaled to 8."""
-    picture = read_image(data, name, box)
-    colour: NDArray = picture.array[..., :1] if picture.gray else picture.array[..., :3]
-    if colour.dtype == np.uint16:
-        colour = (colour.astype(np.uint32) + 128) // 257  # round(x * 255 / 65535)
-    return np.ascontiguousarray(np.broadcast_to(colour, (*colour.shape[:2], 3)), np.uint8)
+    return read_image(data, name, box).to_uint8()
 
 
 def write_image(path: str | os.PathLike[str], picture: Picture | NDArray, quality: int = 95) -> None:
@@ -201,6 +277,8 @@ def check_format(path: str | os.PathLike[str], picture: Picture) -> None:
         raise ValueError(f"{path}: {suffix} cannot hold 16 bits: write to one of {', '.join(_DEEP_SUFFIXES)}")
     if picture.bits == 16 and array.shape[2] == 2 and suffix != ".png":
         raise ValueError(f"{path}: 16-bit gray with alpha fits into few readers' {suffix}: write to .png")
+    if (longest := max(array.shape[:2])) > _LONGEST.get(suffix, longest):
+        raise ValueError(f"{path}: {suffix} ends at {_LONGEST[suffix]} pixels a side, not {longest}: write to .png")
     if picture.has_alpha and suffix not in _ALPHA_SUFFIXES:
         raise ValueError(f"{path}: {suffix} cannot hold alpha: write to one of {', '.join(_ALPHA_SUFFIXES)}")
 
@@ -210,7 +288,16 @@ def _read_bytes(path: Path) -> bytes:
         raise FileNotFoundError(f"{path}: no such file: check the path")
     if path.is_dir():
         raise ValueError(f"{path}: a folder, not an image: name a file in it")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except PermissionError:
+        raise PermissionError(f"{path}: may not be read: chmod +r it, or read a copy of your own") from None
+
+
+def _xmp(image: Image.Image) -> bytes | None:
+    """The XMP of a picture that is loaded, without orientation."""
+    xmp = image.info.get("xmp") or b""
+    return _XMP_ORIENTATION.sub(b"", xmp.encode() if isinstance(xmp, str) else bytes(xmp)) or None
 
 
 def _exif(image: Image.Image) -> tuple[bytes | None, int]:
@@ -270,6 +357,11 @@ def _bits_stored(image: Image.Image, data: bytes) -> int:
     return 8
 
 
+def _turned_by_pillow(image: Image.Image, data: bytes) -> bool:
+    """Of TIFF it loads upright pictures; `_samples_16` does not."""
+    return image.format == "TIFF" and (image.mode.startswith("I;16") or _bits_stored(image, data) != 16)
+
+
 def _samples_16(data: bytes, name: str) -> NDArray:
     array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16:
@@ -297,6 +389,11 @@ def _encode(suffix: str, picture: Picture, quality: int) -> bytes:
     kept: dict[str, Any] = {
         key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif)) if value
     }
+    if picture.xmp and suffix == ".png":
+        kept["pnginfo"] = text = PngImagePlugin.PngInfo()
+        text.add_itxt(_XMP_PNG, picture.xmp.decode("utf-8", "replace"))
+    elif picture.xmp and (suffix == ".webp" or len(picture.xmp) <= _LONGEST_XMP):
+        kept["xmp"] = picture.xmp
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, **options[suffix], **kept)
     return buffer.getvalue()
@@ -319,6 +416,7 @@ def _png_16(picture: Picture) -> bytes:
             chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)),
             chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)) if picture.icc else b"",
             chunk(b"eXIf", picture.exif.removeprefix(_EXIF_HEADER)) if picture.exif else b"",
+            chunk(b"iTXt", _XMP_PNG.encode() + bytes(5) + picture.xmp) if picture.xmp else b"",
             chunk(b"IDAT", zlib.compress(up.tobytes())),
             chunk(b"IEND", b""),
         ]
@@ -344,6 +442,9 @@ def _tiff(picture: Picture) -> bytes:
     if picture.icc:
         tags.tagtype[TiffImagePlugin.ICCPROFILE] = 7  # UNDEFINED, as the ICC specification asks
         tags[TiffImagePlugin.ICCPROFILE] = picture.icc
+    if picture.xmp:
+        tags.tagtype[_XMP_TIFF] = 1  # BYTE
+        tags[_XMP_TIFF] = picture.xmp
     if picture.exif:
         exif = Image.Exif()
         exif.load(picture.exif)

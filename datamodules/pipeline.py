@@ -398,7 +398,7 @@ def to_float(batch: Mapping[str, Any]) -> Batch:
     def converted(x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x
 
-    return {**batch, "x_hq": converted(batch["x_hq"]), "x_lq": converted(batch["x_lq"])}
+    return {**batch, **{name: converted(batch[name]) for name in ("x_hq", "x_lq") if name in batch}}
 
 
 # --- to the main process ---

@@ -44,3 +44,23 @@ def test_all_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [row.split(" | ")[:2] for row in printed.splitlines() if row.startswith(("| haze", "| low", "| noise"))]
     assert counts == [["| haze", "4"], ["| noise", "2"], ["| low_light", "2"]]
     assert "2 low_light pairs" in printed
+
+
+def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDG_CACHE", str(tmp_path))
+    rng = np.random.default_rng(0)
+    for path in ("derain/a/lq/1", "derain/a/gt/1", "sr/b/lq/1", "sr/b/gt/1", "noise/c/gt/1"):
+        side = 16 if path == "sr/b/lq/1" else 64
+        write_image(tmp_path / "samples" / f"{path}.png", rng.integers(0, 256, (side, side, 3), np.uint8))
+    printed = result(tmp_path, "evaluate", "samples", "--images", 1)
+    rows = [row.split(" | ")[:2] for row in printed.splitlines() if row.startswith("| ")]
+    assert rows == 2 * [["| set", "IMAGES"], ["| derain/a", "1"], ["| sr/b x4", "1"]]
+
+
+def test_explain(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("lq", "gt"):
+        write_image(tmp_path / "dehaze" / "ohaze" / part / "1.png", rng.integers(0, 256, (40, 48, 3), np.uint8))
+    printed = result(tmp_path, "explain", tmp_path)
+    assert "| dehaze/ohaze | haze | 1 | " in printed
+    assert "| mean of classes | 2 | " in printed

@@ -463,7 +463,7 @@ def completions(
     ("line", "expected"),
     [
         ("bdg tr", {"train"}),
-        ("bdg p", {"pipeline", "pack", "probe", "preflight", "prune"}),
+        ("bdg p", {"pipeline", "pack", "probe", "preflight", "prune", "push"}),
         ("bdg ", set(VERBS)),
         ("bdg train sta", {"stage=", "stage."}),
         ("bdg train stage=se", {"stage=second"}),

@@ -272,6 +272,12 @@ def test_pickled_weights_are_not_read(
     assert "not a safetensors file" in refused(capsys, verb, *words)
 
 
+def test_a_pickled_checkpoint_is_not_imported(evil_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "import", "diffuir", "evil.ckpt", "w.safetensors")
+    assert "could run code and is not read" in message or "is not what torch.save writes" in message
+    assert not Path("w.safetensors").exists()
+
+
 def test_a_pickled_step_is_not_replayed(evil_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no replay file" in refused(capsys, "replay", "evil.ckpt")
 

@@ -13,7 +13,7 @@ from bdg.commands.compose import open_hydra
 from bdg.commands.request import Request, key_of
 from datamodules.shards import digest
 from jobs.identity import definition, identity
-from jobs.run import Run
+from jobs.run import Run, weights_in
 
 OF_ALL_STAGES = ("stage", "stages", "only", "experiment", "root")
 """Keys of which a stage cannot have a value of its own."""
@@ -123,7 +123,7 @@ def parent_of(config: DictConfig, request: Request) -> Parent | None:
     if source in (None, "none"):
         return None
     if source != "auto":
-        weights = Path(source) / "weights" / "ema.safetensors" if Path(source).is_dir() else Path(source)
+        weights = weights_in(Path(source)) if Path(source).is_dir() else Path(source)
         if not weights.exists():
             raise FileNotFoundError(
                 f"inherit.from={source}: there are no weights at {weights}: "

@@ -14,7 +14,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import _locate, create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -68,6 +68,9 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: str | None =
     except ConfigCompositionException as error:
         if unknown := re.search(r"Could not override '(.+)'\.\nTo append to your config use \+(.+)", str(error)):
             raise ValueError(_unknown_key(hydra, config_name, overrides, *unknown.groups())) from error
+        if isinstance(error, MissingConfigException) and not error.options:  # of a choice in a list, Hydra names none
+            group = str(error.missing_cfg_file).rpartition("/")[0]
+            error.add_note(f"Available options in '{group}': {', '.join(hydra.config_loader.get_group_options(group))}")
         raise
     return hydra.get_sanitized_cfg(config, "job")
 

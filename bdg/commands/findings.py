@@ -33,7 +33,7 @@ from bdg.commands.compose import get
 from bdg.commands.planning import Planned
 from bdg.commands.price import Earlier
 from jobs.geometry import Geometry
-from jobs.run import Run
+from jobs.run import Run, weights_in
 from jobs.sbatch import Job, sbatch_text
 from jobs.slurm import Nodes, Slurm, SlurmMissing, SlurmRefused, check_fits
 
@@ -132,7 +132,7 @@ def parent_faults(work: Work, checks: Checks) -> list[Fault]:
         return []
     if source != "auto":
         folder = Path(source)
-        return checks.fit(work.config, folder / "weights" / "ema.safetensors" if folder.is_dir() else folder)
+        return checks.fit(work.config, weights_in(folder) if folder.is_dir() else folder)
     if work.before is not None and not weights.is_file():
         return checks.fit(work.config, work.before)
     return checks.fit(work.config, weights) if work.before is not None or weights.name else []

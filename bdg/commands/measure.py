@@ -18,7 +18,7 @@ from rich.progress import track
 
 from bdg.commands.compose import build
 from bdg.commands.evaluate import Batch, evaluate, severities
-from bdg.commands.restore import device, restoring
+from bdg.commands.restore import restoring
 from bdg.panel import to_uint8
 from bdg.restoration import Restorer
 from bdg.types import Image
@@ -53,7 +53,7 @@ def measured(folder: Path, config: DictConfig) -> Evaluation:
             f"{folder}: its data has neither test_shards nor val_shards: see bdg evaluate SOURCE {folder} json="
         )
     protocol = build(config.get("protocol") or own.protocol, trust=config.trust)
-    restorer = Restorer.load(weights, device(config.device), tuple(config.trust))
+    restorer = Restorer.load(weights, config.device, tuple(config.trust), config.precision)
     restore, settings = restoring(restorer, config)
     how = {
         "data": shards if isinstance(shards, str) else list(shards),

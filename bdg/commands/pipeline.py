@@ -19,8 +19,8 @@ from bdg.commands.chain import Link, stage_link
 from bdg.commands.compose import build
 from bdg.commands.evaluate import Gallery, evaluate
 from bdg.commands.request import Request
-from bdg.commands.restore import device
 from bdg.commands.train import train
+from bdg.devices import device
 from bdg.restoration import Restorer
 from bdg.weights import load_weights, save_weights
 from datamodules.images import write_image

@@ -54,7 +54,7 @@ def preflight(request: Request) -> None:
 
 
 def asked(common: Request, settings: DictConfig, varied: Mapping[str, list[Any]]) -> tuple[list[Work], list[Fault]]:
-    """The stages of all cells, of a search those at the ends of its space; where these cannot be planned those of the first cell, with the reason."""
+    """The stages of all cells, or of the ends of a search; if these cannot be planned, those of the first, with the reason."""
     if not varied and not any(settings.sweep[key] for key in ("cells", "grid", "seeds", "search")):
         return chain(common)
     space = space_of(settings, varied)

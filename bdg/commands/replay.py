@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from bdg.commands.request import Request
-from bdg.commands.restore import device
 from bdg.commands.train import build_stage
+from bdg.devices import device
 from bdg.stages import Stage
 from bdg.types import Estimate, Step
 from callbacks.guard import FORMAT, brief, from_bytes

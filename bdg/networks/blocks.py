@@ -101,11 +101,12 @@ class LinearAttention(nn.Module):
         W_q, W_k, W_v = self.qkv.weight.chunk(3)
         W_v, W_o = (W.unflatten(0, (self.heads, HEAD_WIDTH)) for W in (W_v, self.out.weight.T))
         y = self.norm(_pixels(x))
-        q = F.linear(y, W_q).unflatten(2, (self.heads, HEAD_WIDTH)).softmax(dim=-1).flatten(2)
         # d x n and not n x d, so that softmax over the pixels reads memory in order
         k = torch.bmm(W_k.expand(b, -1, -1), y.mT).softmax(dim=-1)
         context = (k @ y).unflatten(1, (self.heads, HEAD_WIDTH)) @ W_v.mT
         mix = (context / (h * w * math.sqrt(HEAD_WIDTH)) @ W_o).flatten(1, 2)
+        del k  # q is as large
+        q = F.linear(y, W_q).unflatten(2, (self.heads, HEAD_WIDTH)).softmax(dim=-1).flatten(2)
         return x + _image(self.out_norm(q @ mix + self.out.bias), h, w)
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -103,3 +104,28 @@ def test_paper_removes_noise_faster_than_ddim() -> None:
     )
 
     assert paper < 0.5 * ddim
+
+
+@pytest.mark.parametrize("height", [1, 7, 50])
+def test_bands_change_nothing(monkeypatch: pytest.MonkeyPatch, height: int) -> None:
+    x, y = torch.rand(2, 2, 3, height, 9)
+    seen = []
+
+    def pointwise(x: Image, y: Image) -> Image:
+        seen.append(x.shape[-2])
+        return x * y - x
+
+    monkeypatch.setattr(samplers, "BAND", 400)
+    assert torch.equal(samplers.in_bands(pointwise, x, y), x * y - x)
+    assert sum(seen) == height
+    assert max(seen) <= 8
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_give_the_same_in_bands(monkeypatch: pytest.MonkeyPatch, sampler: Callable[..., Image]) -> None:
+    (x_hq, x_lq), diffusion = pair(), Diffusion()
+    draw = partial(torch.full_like, fill_value=0.3)
+    walk = partial(sampler, oracle(diffusion, 0.9 * x_hq), diffusion, x_lq, x_hq, draw=draw)
+    whole = walk()
+    monkeypatch.setattr(samplers, "BAND", 100)
+    assert torch.equal(walk(), whole)

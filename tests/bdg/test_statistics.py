@@ -155,3 +155,11 @@ def test_what_a_key_explains_is_its_share_of_the_variance():
     assert importance(changes, [0.0, 1.0, 3.0, 4.0]) == pytest.approx({"a": 0.9, "b": 0.1})
     assert importance(changes, [2.0] * 4) == {}
     assert importance([], []) == {}
+
+
+def test_of_parts_in_groups_each_group_counts_the_same():
+    """Two sets of rain and one of haze: the mean over rain and haze, of which rain is the mean over its sets."""
+    values, parts = [1.0, 2.0, 6.0, 10.0], ["rain 1", "rain 1", "rain 2", "haze"]
+    y = per_photograph(values, "abcd", parts, ["rain", "rain", "rain", "haze"])
+    assert y.mean() == pytest.approx(((1.5 + 6) / 2 + 10) / 2)
+    assert per_photograph(values, "abcd", parts).mean() == pytest.approx((1.5 + 6 + 10) / 3)

@@ -5,7 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, TiffImagePlugin
 
 from datamodules.images import SUFFIXES, Picture, decode, read_image, write_image
 
@@ -95,6 +95,39 @@ def test_orientation_is_applied_once_and_the_rest_of_exif_kept(tmp_path, orienta
     write_image(tmp_path / "x.png", picture)
     np.testing.assert_array_equal(read_image(tmp_path / "x.png").array, picture.array)
     assert b"A. Newton" in (read_image(tmp_path / "x.png").exif or b"")
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description dc:title="Gray\xc3\xbc" tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_xmp_is_kept_without_its_orientation(tmp_path, suffix, dtype):
+    if dtype is np.uint16 and suffix in (".jpg", ".webp"):
+        return  # refused, tested above
+    write_image(tmp_path / f"x{suffix}", Picture(pixels(3, dtype), xmp=XMP))
+    picture = read_image(tmp_path / f"x{suffix}")
+    assert picture.array.shape == (7, 13, 3)  # turned, as Pillow turns it: there is no EXIF to say otherwise
+    assert picture.xmp == XMP.replace(b'tiff:Orientation="6"', b"")
+    write_image(tmp_path / f"y{suffix}", picture)
+    again = read_image(tmp_path / f"y{suffix}")
+    assert (again.array.shape, again.xmp) == ((7, 13, 3), picture.xmp)
+
+
+def test_eight_bits_of_sixteen_are_the_nearest():
+    array = np.array([[[0, 128, 129], [32768, 65535, 257]]], np.uint16)
+    assert Picture(array).reduced().array.tolist() == [[[0, 0, 1], [128, 255, 1]]]
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (1, np.uint16)])  # 16-bit colour: above
+def test_orientation_of_tiff_is_applied_once(channels, dtype):
+    array, buffer = pixels(channels, dtype), io.BytesIO()
+    head = TiffImagePlugin.ImageFileDirectory_v2()
+    head[ExifTags.Base.Orientation] = 6
+    Image.fromarray(array if channels == 3 else array[..., 0]).save(buffer, "TIFF", tiffinfo=head)
+    expected = np.rot90(array, -1)
+    np.testing.assert_array_equal(read_image(buffer.getvalue()).array, expected)
+    np.testing.assert_array_equal(read_image(buffer.getvalue(), box=(1, 2, 3, 4)).array, expected[1:4, 2:6])
 
 
 def test_sixteen_bit_orientation_is_applied_too(tmp_path):
