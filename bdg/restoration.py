@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,10 @@ class Restorer:
         given = x_lq.to(self.device)
         walk = partial(self._mean_view, given, names, sampler or self.sampler, sample_steps, seed, ensemble, overlap)
         if tile == "auto":
-            x_hq = self._in_memory(walk, (h, w), self.fitting_tile(h, w, overlap, ensemble, memory_gb))
+            edge = self.fitting_tile(h, w, overlap, ensemble, memory_gb)
+            if edge:
+                _say_tiled(h, w, edge)
+            x_hq = self._in_memory(walk, (h, w), edge)
         else:
             x_hq = _or_out_of_memory(walk, _edge(tile))
         x_hq = x_hq.clamp(-1, 1)
@@ -316,6 +319,12 @@ class Restorer:
             held = devices.held_bytes(self.device)
             free = None if held is None else int(1e9 * memory_gb) - held
         return None if free is None else FREE_SHARE * free
+
+
+@lru_cache
+def _say_tiled(height: int, width: int, tile: int) -> None:
+    """Once for images of a size, since tiles change a result a little."""
+    log.warning("images of %d x %d do not fit into memory whole: restored in tiles of %d", height, width, tile)
 
 
 class Autocast(nn.Module):

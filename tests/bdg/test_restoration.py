@@ -230,6 +230,14 @@ def test_images_that_do_not_fit_together_are_restored_one_by_one_as_they_are_alo
     assert torch.equal(planner(x_lq[1:2], ["b"], note), together[1:2])
 
 
+def test_tiles_that_memory_asks_for_are_said_once(planner, monkeypatch, caplog):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 5 * 10**8)
+    x_lq = torch.zeros(1, 3, 701, 603)
+    for name in "ab":
+        planner(x_lq, [name], sample_steps=1)
+    assert caplog.text.count("images of 701 x 603 do not fit into memory whole: restored in tiles of") == 1
+
+
 def test_where_memory_cannot_be_measured_large_images_are_cut(planner, monkeypatch):
     monkeypatch.setattr(devices, "free_bytes", lambda device: None)
     assert planner.fitting_tile(300, 400) is None
