@@ -245,7 +245,10 @@ class Demo:
         found = explanations(self.config, self.restorer, x_lq)[0] if self.explains else None
         if found and self.config.keep_color == "auto":
             restore.keywords["keep_color"] = not is_color_degradation(found)
-        (restored,) = from_image([picture], restore(x_lq, [NAME]))
+        try:
+            (restored,) = from_image([picture], restore(x_lq, [NAME]))
+        except ValueError as error:
+            raise RefusedError(503, f"it cannot be restored here: {error}") from None
         said = {
             "size": picture.array.shape[1::-1],
             "degraded": uri(picture),

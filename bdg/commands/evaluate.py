@@ -106,6 +106,8 @@ def run(config: DictConfig, request: Request) -> None:
 
 def _weights(config: DictConfig) -> tuple[Restore | None, dict[str, Any], str]:
     """What restores, how a report and how the terminal names it; nothing for weights=none."""
+    if config.keep_color == "auto":
+        raise ValueError("keep_color=auto decides for each picture, which is no protocol: give true or false")
     if config.weights != NO_WEIGHTS:
         restorer = load_restorer(config)
         restore, settings = restoring(restorer, config)

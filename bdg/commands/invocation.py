@@ -8,11 +8,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
 from bdg.commands.compose import open_hydra
 from bdg.commands.errors import report
@@ -139,7 +141,14 @@ def run(verb: Verb, request: Request) -> None:
     """Compose the config and do the verb's work."""
     set_up_logging()
     config = request.compose()
+    check_json(config)
     importlib.import_module(f"bdg.commands.{verb.file}").run(config, request)
+
+
+def check_json(config: DictConfig) -> None:
+    """Raises ValueError for a `json` that could replace a picture, or anything else that is not JSON."""
+    if (path := config.get("json")) and Path(path).suffix != ".json":
+        raise ValueError(f"json={path}: end the name with .json, so that no other file is replaced")
 
 
 def set_up_logging() -> None:

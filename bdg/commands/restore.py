@@ -78,6 +78,8 @@ def run(config: DictConfig, request: Request) -> None:
     sheet = Path(config.sheet) if config.sheet else None
     if sheet:
         check_sheet(sheet)
+        if sheet.resolve() in {path.resolve() for pair in work.pairs for path in pair}:
+            raise ValueError(f"sheet={sheet} is one of the pictures themselves: choose another name")
         for path, _ in work.pairs[: config.sheet_images] if config.crop else ():
             check_crop(tuple(config.crop), path, *(size_of(path) or (0, 0)))
     check_free([*([sheet] if sheet else []), *([] if work.folder else [work.pairs[0][1]])], config.overwrite)
@@ -114,6 +116,8 @@ def check_options(config: DictConfig) -> None:
         raise ValueError(f"format={config.format}: choose one of {', '.join(FORMATS)}")
     if not 1 <= config.quality <= 100:
         raise ValueError(f"quality={config.quality}: give 1 to 100, for JPEG")
+    if config.keep_color == "auto" and not config.explain:
+        raise ValueError("keep_color=auto asks what degraded a picture: add explain=true, or give true or false")
     if config.bits not in (None, 8):
         raise ValueError(f"bits={config.bits}: give 8 to reduce pictures of 16 bits, or null to keep them")
     for name in ("batch_size", "sheet_images"):
@@ -138,8 +142,7 @@ def lasting(restorer: Restorer, config: DictConfig, settings: Mapping[str, Any])
     """All that a restored file depends on; where and in which batches it was computed is no part of it."""
     kept = {name: value for name, value in settings.items() if name not in ("device", "memory_gb")}
     weights = digest(restorer.path) if restorer.path else str(restorer)
-    guard = {"explain": config.explain} if config.keep_color == "auto" else {}  # who explains decides over colour
-    return {"weights": weights, **kept, **guard, "quality": config.quality, "bits": config.bits}
+    return {"weights": weights, **kept, "quality": config.quality, "bits": config.bits}
 
 
 def done_before(pairs: Sequence[Pair], journal: Journal, overwrite: bool) -> set[Pair]:
@@ -219,6 +222,11 @@ def looks(restorer: Restorer, restore: partial[Image], config: DictConfig) -> li
         plain_gaps = [asdict(gap) | {"psnr": gap.psnr if math.isfinite(gap.psnr) else None} for gap in gaps]
         return [Finding({"verify": facts}, [f"{gap}"]) for gap, facts in zip(gaps, plain_gaps, strict=True)]
 
+    def tile(x_lq: Image, names: Sequence[str]) -> list[Finding]:
+        keys = ("overlap", "ensemble", "memory_gb")
+        edge = restorer.fitting_tile(*x_lq.shape[-2:], **{key: restore.keywords[key] for key in keys})
+        return [Finding({"tile": edge})] * len(names)
+
     def explain(x_lq: Image, names: Sequence[str]) -> list[Finding]:
         found = explanations(config, restorer, x_lq)
         guards = [
@@ -230,7 +238,8 @@ def looks(restorer: Restorer, restore: partial[Image], config: DictConfig) -> li
 
     if config.explain:
         explainer_of(restorer)  # or says that there is none
-    return [look for look, asked in ((verify, config.verify), (explain, config.explain)) if asked]
+    asked = ((tile, config.tile == "auto"), (verify, config.verify), (explain, config.explain))
+    return [look for look, wanted in asked if wanted]
 
 
 def print_report(done: Done, work: Work, config: DictConfig, console: Console) -> None:
@@ -338,6 +347,10 @@ def restoring(restorer: Restorer, config: DictConfig) -> tuple[partial[Image], d
     given = {name: config[name] for name in ("sample_steps", "seed", "tile", "overlap")}
     chosen = {name: config.get(name, usual) for name, usual in UNUSUAL.items()}
     unusual = {name: value for name, value in chosen.items() if value != UNUSUAL[name]}
+    if chosen["keep_color"] not in (True, False, "auto"):
+        raise ValueError(f"keep_color={chosen['keep_color']}: choose true, false or auto")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed}: give 0 or more")
     drawn = {name: value for name, value in node.items() if not name.startswith("_")}
     settings = {"sampler": node["_target_"].rpartition(".")[2], **drawn, **given, "sample_steps": steps, **unusual}
     del chosen["precision"]  # that is the network's

@@ -550,7 +550,7 @@ def test_what_is_said_of_a_picture_decides_whether_its_colour_is_kept(several, t
     facts = json.loads((tmp_path / "x.json").read_text())["images"]
     assert [image["explanation"]["probabilities"].get("rain") for image in facts] == [1.0, 0.1, 0.95]
     assert run(*words[:3], "keep_color=auto") == 1
-    assert "other settings (explain True, now False)" in capsys.readouterr().err
+    assert "keep_color=auto asks what degraded a picture: add explain=true" in capsys.readouterr().err
 
 
 def test_an_explanation_without_explainer_says_how_to_get_one(several, tmp_path, weights, capsys):
@@ -613,3 +613,29 @@ def test_a_function_does_what_the_command_does(several, tmp_path, weights):
     run(several / "a.png", tmp_path / "command.png", f"weights={weights}", "sample_steps=2")
     restore_file(Restorer.load(weights), several / "a.png", tmp_path / "function.png", sample_steps=2)
     assert (tmp_path / "command.png").read_bytes() == (tmp_path / "function.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sheet={photo}", "is one of the pictures themselves"),
+        ("sheet={result}", "is one of the pictures themselves"),
+        ("json={photo}", "end the name with .json"),
+        ("keep_color=perhaps", "keep_color=perhaps: choose true, false or auto"),
+        ("seed=-1", "seed=-1: give 0 or more"),
+    ],
+)
+def test_no_option_replaces_a_picture_or_is_let_pass_unknown(several, tmp_path, weights, capsys, word, message):
+    source, result = several / "a.png", tmp_path / "result.png"
+    before = source.read_bytes()
+    words = (f"weights={weights}", "overwrite=true", word.format(photo=source, result=result))
+    assert run(source, result, *words) == 1
+    assert message in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert not result.exists()
+
+
+def test_the_tile_that_memory_asked_for_is_told(several, tmp_path, weights):
+    told = tmp_path / "told.json"
+    assert run(several / "a.png", tmp_path / "result.png", f"weights={weights}", f"json={told}") == 0
+    assert json.loads(told.read_text())["images"][0]["tile"] is None
