@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bdg.commands.compose import build, compose
 from bdg.commands.evaluate import evaluate, open_source
-from bdg.commands.measurement import Report, digits
+from bdg.commands.evaluated import Report, digits
 from bdg.commands.restore import load_restorer, restoring
 from bdg.perceptual import Lpips, weights_path
 from datamodules.restored import Restore

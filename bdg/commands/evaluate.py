@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from bdg.commands.compose import build
-from bdg.commands.measurement import DEGRADED, PAPER, Report, check_table, pyarrow, write_parquet
+from bdg.commands.evaluated import DEGRADED, PAPER, Report, check_table, pyarrow, write_parquet
 from bdg.commands.others import Named, Outputs
 from bdg.commands.request import Request
 from bdg.commands.restore import check_free, describe, load_restorer, restoring
