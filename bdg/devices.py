@@ -35,7 +35,10 @@ def free_bytes(device: torch.device) -> int | None:
 
 def held_bytes(device: torch.device) -> int | None:
     """What this process holds, on the CPU its resident set; None where it cannot be measured."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    release(device)
+    return _status("VmRSS")
 
 
 def needed_bytes(call: Callable[[], object], device: torch.device) -> int | None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bdg import devices, draws, samplers
 from bdg.denoiser import Denoiser
 from bdg.diffusion import Diffusion
-from bdg.samplers import in_bands
+from bdg.samplers import BAND, in_bands
 from bdg.tiles import SMALLEST_TILE, TiledGap, checked_overlap, count, gap, tiled
 from bdg.types import Estimate, Image, Timestep
 from bdg.weights import load_weights
@@ -44,14 +44,20 @@ ENSEMBLES = (1, 2, 4, 8)
 PROBE = 192
 """Edge in pixels of the image that time and memory are measured with; none smaller is ever cut into tiles."""
 
-COPIES_IN_STEP, COPIES_IN_NETWORK = 9, 3
-"""How many images of the full size are held beside x_lq while x_t is updated, and while the network looks at a tile."""
+COPIES_IN_STEP = 6
+"""Images of the full size beside x_lq while x_t is updated: the first noise, x_t, the estimate of three, the next x_t."""
+
+TEMPORARIES = 5
+"""At most so many bands (or images, if smaller) beside them."""
 
 BLIND_TILE = 512
 """The tile where memory cannot be measured."""
 
-FREE_SHARE = 0.85
-"""Of the memory that may be taken, what is planned with: need is known from one small image, and others take some too."""
+NETWORK_SHARE = 0.75
+"""Of the memory left to the network, what is planned with: its need was seen to be 1.28 that of the image it is measured on."""
+
+PICTURE = 0.5
+"""Of x_lq, what the picture that it is made from takes, at most: 16 bits."""
 
 COLOR_SCALE = 64
 """Colour that varies over more pixels than these is of low frequency."""
@@ -201,26 +207,49 @@ class Restorer:
 
         It is no larger than its number of tiles demands. Raises ValueError if the smallest does not fit either.
         """
-        if self._fits_whole(1, height, width, ensemble, memory_gb):
+        return self._fitting_tile(height, width, overlap, ensemble, memory_gb)
+
+    def _fitting_tile(
+        self,
+        height: int,
+        width: int,
+        overlap: int | None,
+        ensemble: int,
+        memory_gb: float | None,
+        to_come: float = 0,
+    ) -> int | None:
+        """to_come: bytes that will be held by then, and are not yet."""
+        if self._fits_whole(1, height, width, ensemble, memory_gb, to_come):
             return None
-        free, pixel = self._free_bytes(memory_gb), self.cost.bytes
+        pixel, free = self.cost.bytes, self._free_bytes(memory_gb, to_come)
         if free is None or pixel is None:
             return BLIND_TILE
-        image = 4 * 3 * height * width
-        kept = _kept(image, ensemble)
-        least = max(kept + pixel * SMALLEST_TILE**2, kept + (COPIES_IN_STEP - COPIES_IN_NETWORK) * image)
+        beside, step = self._beside_network(_bytes(height, width), ensemble)
+        least = max(beside + pixel * SMALLEST_TILE**2 / NETWORK_SHARE, step)
         if free < least:
             raise ValueError(_too_little(f"{height} x {width}", str(self.device), free, least, memory_gb))
-        return _no_larger_than_needed(_multiple(math.isqrt(int((free - kept) / pixel))), overlap, height, width)
+        edge = _multiple(math.isqrt(int(NETWORK_SHARE * (free - beside) / pixel)))
+        return _no_larger_than_needed(edge, overlap, height, width)
 
-    def _fits_whole(self, batch: int, height: int, width: int, ensemble: int, memory_gb: float | None) -> bool:
+    def _fits_whole(
+        self, batch: int, height: int, width: int, ensemble: int, memory_gb: float | None, to_come: float = 0
+    ) -> bool:
         if batch * height * width <= PROBE**2:
             return True
-        free, pixel = self._free_bytes(memory_gb), self.cost.bytes
+        pixel, free = self.cost.bytes, self._free_bytes(memory_gb, to_come)
         if free is None or pixel is None:
             return max(height, width) <= BLIND_TILE
-        kept = _kept(4 * 3 * batch * height * width, ensemble)
-        return kept + pixel * batch * _padded(height) * _padded(width) <= free
+        beside, step = self._beside_network(_bytes(height, width, batch), ensemble)
+        return max(beside + pixel * batch * _padded(height) * _padded(width) / NETWORK_SHARE, step) <= free
+
+    def _beside_network(self, image: int, ensemble: int) -> tuple[int, int]:
+        """Bytes beside x_lq while the network works, and while x_t is updated. image: bytes of x_lq.
+
+        Several views need x_lq turned and their sum as well.
+        """
+        views = 0 if ensemble == 1 else 2
+        beside = 2 + (1 if self.denoise.clamp else 3) + views  # the first noise, x_t, what tiles are blended into
+        return beside * image, (COPIES_IN_STEP + views) * image + TEMPORARIES * min(image, 4 * BAND)
 
     def seconds(
         self,
@@ -238,10 +267,11 @@ class Restorer:
         """About how long a call with these settings takes; settings that cost nothing may be given as well.
 
         From the time of one small pass, so attention over very large whole images, whose time is the square of theirs, is
-        underrated.
+        underrated. To be asked before there is x_lq: raises ValueError if the call will, for want of memory.
         """
         if tile == "auto":
-            tile = self.fitting_tile(height, width, overlap, ensemble, memory_gb)
+            to_come = (1 + PICTURE) * _bytes(height, width, batch)
+            tile = self._fitting_tile(height, width, overlap, ensemble, memory_gb, to_come)
         edge = _edge(tile) or max(_padded(height), _padded(width))
         shared = checked_overlap(max(edge, SMALLEST_TILE), overlap)
         seen = math.prod(count(n, edge, shared) * min(_padded(n), edge) for n in (height, width))
@@ -311,14 +341,14 @@ class Restorer:
             devices.release(self.device)
             tile = smaller
 
-    def _free_bytes(self, memory_gb: float | None) -> float | None:
-        """What may be planned with beyond what is held."""
+    def _free_bytes(self, memory_gb: float | None, to_come: float = 0) -> float | None:
+        """What may be taken beyond what is held and will be."""
         if memory_gb is None:
             free = devices.free_bytes(self.device)
         else:
             held = devices.held_bytes(self.device)
             free = None if held is None else int(1e9 * memory_gb) - held
-        return None if free is None else FREE_SHARE * free
+        return None if free is None else free - to_come
 
 
 @lru_cache
@@ -360,14 +390,18 @@ def noise_drawer(names: Sequence[str], seed: int) -> Callable[[Image], Image]:
 
 def turned(x: Image, view: int) -> Float[Tensor, "b c rows columns"]:
     """One of the 8 views of a square: bits 1 and 2 mirror, bit 4 transposes before."""
-    x = x.mT if view & 4 else x
-    return x.flip([dim for bit, dim in ((1, -1), (2, -2)) if view & bit])
+    return _mirrored(x.mT if view & 4 else x, view)
 
 
 def turned_back(x: Image, view: int) -> Float[Tensor, "b c rows columns"]:
     """The inverse of `turned`."""
-    x = x.flip([dim for bit, dim in ((1, -1), (2, -2)) if view & bit])
+    x = _mirrored(x, view)
     return x.mT if view & 4 else x
+
+
+def _mirrored(x: Image, view: int) -> Image:
+    dims = [dim for bit, dim in ((1, -1), (2, -2)) if view & bit]
+    return x.flip(dims) if dims else x  # flip copies in any case
 
 
 def with_colors_of(x_lq: Image, x_hq: Image) -> Image:
@@ -378,18 +412,16 @@ def with_colors_of(x_lq: Image, x_hq: Image) -> Image:
     return (x_hq + F.interpolate(drift, (h, w), mode="bilinear")).clamp(-1, 1)
 
 
-def _kept(image: int, ensemble: int) -> int:
-    """Bytes that stay beside x_lq while the network works; with several views their sum and x_lq turned as well."""
-    return (COPIES_IN_NETWORK + (0 if ensemble == 1 else 2)) * image
+def _bytes(height: int, width: int, batch: int = 1) -> int:
+    """Of images in float32."""
+    return 4 * 3 * batch * height * width
 
 
 def _too_little(size: str, device: str, free: float, least: float, memory_gb: float | None) -> str:
     if memory_gb is None:
         return f"an image of {size} needs {least / 1e9:.2f} GB of {device}, but {free / 1e9:.2f} GB are free: free some"
-    needed = memory_gb + (least - free) / FREE_SHARE / 1e9
-    return (
-        f"memory_gb={memory_gb}: an image of {size} needs {needed:.2f}, all that the process holds included: give that"
-    )
+    needed = math.ceil(10 * (memory_gb + (least - free) / 1e9)) / 10
+    return f"memory_gb={memory_gb}: an image of {size} needs {needed}, all that the process holds included: give that"
 
 
 def _complete(diffusion: Diffusion, x_hq: Image, x_t: Image, x_lq: Image, t: Timestep) -> Estimate:

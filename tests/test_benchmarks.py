@@ -1,4 +1,4 @@
-"""The benchmarks of data and degradations still run, on next to nothing, and say how they were run."""
+"""The benchmarks of data, degradations and restoring still run, on next to nothing, and say how they were run."""
 
 import os
 import subprocess
@@ -64,3 +64,13 @@ def test_explain(tmp_path: Path) -> None:
     printed = result(tmp_path, "explain", tmp_path)
     assert "| dehaze/ohaze | haze | 1 | " in printed
     assert "| mean of classes | 2 | " in printed
+
+
+def test_restore(tmp_path: Path) -> None:
+    printed = result(tmp_path, "restore", "--quick", "--sizes", "T", "--threads", 1)
+    rows = [row.split(" | ") for row in printed.splitlines() if row.startswith("| T | ")]
+    seen = [(row[1], row[2]) for row in rows if row[3] == "ours, float32"]
+    assert seen == [("whole", "1"), ("whole", "3"), ("tiles of 48", "1")]
+    gaps = [row.split(" | ")[2] for row in printed.splitlines() if row.startswith(("| bridge.jpg", "| hills.jpg"))]
+    assert gaps == ["32", "64", "32", "64"]
+    assert "| 400x300 | 0.8 | " in printed
