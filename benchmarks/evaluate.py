@@ -3,14 +3,16 @@
     python benchmarks/evaluate.py FOLDER [--weights PATH] [--protocols rgb y] [--images N]
 
 Each image is restored once. LPIPS is measured, too, and NIQE of sets of degraded images alone, where their weights are there
-(bdg weights fetch all). Sets of clean images alone are left out.
+(bdg weights fetch all). Sets of clean images alone are left out, and images too small for a metric.
 """
 
 import argparse
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from circumstances import circumstances
 from torch import Tensor
@@ -19,6 +21,7 @@ from bdg.commands.compose import build, compose
 from bdg.commands.evaluate import evaluate, open_source
 from bdg.commands.evaluated import Report, digits
 from bdg.commands.restore import load_restorer, restoring
+from bdg.metrics import Protocol
 from bdg.perceptual import Lpips, weights_path
 from datamodules.restored import Restore
 
@@ -66,8 +69,17 @@ def measured(folder: Path, restore: Restore, protocol: str, images: int | None) 
     if layout == "pairs" and weights_path("lpips").is_file():
         chosen = chosen.plus({"lpips": Lpips()})
     source = open_source(config, chosen)
-    batches = itertools.islice(source.batches, images)
+    batches = itertools.islice(filter(partial(fits, chosen), source.batches), images)
     return evaluate(restore, batches, source.degradations, chosen, scales=source.scales)
+
+
+def fits(protocol: Protocol, batch: Mapping[str, Any]) -> bool:
+    """Whether the images are large enough for its metrics; NIQE's least is 96 x 192."""
+    try:
+        protocol.check_size(*batch["x_lq"].shape[-2:])
+    except ValueError:
+        return False
+    return True
 
 
 def table(rows: Mapping[str, Report]) -> list[str]:
