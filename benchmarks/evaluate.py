@@ -111,7 +111,8 @@ def main() -> None:
         for protocol in options.protocols if clean else ["no_reference"] * weights_path("niqe").is_file():
             tables.setdefault(protocol, {})[name] = measured(folder, again, protocol, options.images)
     took = time.perf_counter() - begin
-    print(circumstances("torch", "torchmetrics"), f"Weights {restorer}. {took:.0f} s.", sep="\n")
+    print("# Real samples restored", "", circumstances("torch", "torchmetrics"), sep="\n")
+    print(f"Weights {restorer}. {took:.0f} s.")
     for protocol, rows in tables.items():
         texts = list(dict.fromkeys(f"{report.protocol}" for report in rows.values()))
         print("", f"## {protocol}", "", *texts, "", *table(rows), sep="\n")
