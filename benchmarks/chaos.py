@@ -27,7 +27,8 @@ from circumstances import circumstances
 from safetensors.torch import load_file
 
 from bdg.commands.verify_resume import equal, recorded
-from callbacks.checkpoint import digest, read_sums
+from bdg.files import digest
+from callbacks.checkpoint import read_sums
 from jobs.watched import Watched, facts
 
 RANKS = 2

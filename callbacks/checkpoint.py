@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
+from bdg.files import digest
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
@@ -265,11 +266,6 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     write_text(folder / SUMS, "".join(f"{found}  {name}\n" for name, found in sorted(sums.items())))
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Hashed:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bdg.files import replacing
+from bdg.files import digest, replacing
 from datamodules.layouts import Found, Item, look
 from datamodules.parts import Parts, Source, assign
 from datamodules.processes import processes
@@ -148,12 +148,7 @@ def _room_on_disk(output: Path) -> Iterator[None]:
 
 
 def _hashed(item: Item) -> Source:
-    return Source(item, _sha256(item.hq), _sha256(item.lq) if item.lq else None)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Source(item, digest(item.hq), digest(item.lq) if item.lq else None)
 
 
 def _plan(source: Path, planned: Mapping[str, Sequence[Source]], how: Encoding) -> str:
@@ -189,7 +184,7 @@ def _with_samples(output: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_whole(path: Path, entry: Mapping[str, Any]) -> bool:
-    return path.is_file() and _sha256(path) == entry["sha256"]
+    return path.is_file() and digest(path) == entry["sha256"]
 
 
 def _line(facts: tuple[str, Mapping[str, Any]] | Mapping[str, Any]) -> str:
@@ -227,7 +222,7 @@ def _write_shard(path: Path, samples: Iterable[NewSample]) -> dict[str, Any]:
     finally:
         beside.unlink(missing_ok=True)
     write_index(path)
-    entry = {"sha256": _sha256(path), "bytes": path.stat().st_size, "count": len(lines), "samples": lines}
+    entry = {"sha256": digest(path), "bytes": path.stat().st_size, "count": len(lines), "samples": lines}
     return entry | ({"skipped": skipped} if skipped else {})
 
 

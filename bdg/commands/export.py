@@ -1,7 +1,6 @@
 """`bdg export`: averaged weights and all that one must know to use and to judge them, as one folder to hand on."""
 
 import dataclasses
-import hashlib
 import json
 import re
 import shutil
@@ -27,7 +26,7 @@ from bdg.commands.restore import restoring
 from bdg.commands.runs import IDENTITY, Place, word
 from bdg.commands.tables import tables
 from bdg.documents import parse_yaml
-from bdg.files import replacing_folder
+from bdg.files import digest, replacing_folder
 from bdg.onnx import export_onnx, need_onnx
 from bdg.panel import panel, to_uint8
 from bdg.restoration import Restorer
@@ -73,9 +72,9 @@ def run(config: DictConfig, request: Request) -> None:
     found = tables(source.run, restorer, [Path(f"{path}") for path in config.scores])
     restore, settings = restoring(restorer, config)
     with replacing_folder(target) as folder:
-        digest = write_model(source.weights, folder)
+        sha256 = write_model(source.weights, folder)
         write_json(folder / CONFIG, source.config)
-        write_json(folder / LINEAGE, {**source.lineage, "model_sha256": digest, "exported_by": f"bdg {__version__}"})
+        write_json(folder / LINEAGE, {**source.lineage, "model_sha256": sha256, "exported_by": f"bdg {__version__}"})
         write_json(folder / METRICS, [dataclasses.asdict(table) for table in found])
         write_samples(folder / SAMPLES, restore, restorer, config)
         parity = None
@@ -83,7 +82,7 @@ def run(config: DictConfig, request: Request) -> None:
             on_cpu = Restorer.load(folder / MODEL, "cpu", tuple(config.trust))
             parity = export_onnx(on_cpu.denoise, folder / ONNX, settings)
         facts = {"name": target.name, "about": restorer.about, "settings": settings, "license": config.license}
-        facts |= {"config": source.config if source.run else {}, "lineage": source.lineage, "digest": digest}
+        facts |= {"config": source.config if source.run else {}, "lineage": source.lineage, "digest": sha256}
         facts |= {"explain": (folder / EXPLAIN).exists(), "onnx": parity, "parameters": parameters(restorer)}
         facts |= {"own_photographs": is_own(config.photographs)}
         write_text(folder / CARD, card(facts, found))
@@ -190,8 +189,7 @@ def write_model(weights: Path, folder: Path) -> str:
     if (explain := explainer_file(weights)).is_file():
         load_weights(explain)  # says what is wrong with it
         shutil.copyfile(explain, folder / EXPLAIN)
-    with (folder / MODEL).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(folder / MODEL)
 
 
 def write_json(path: Path, value: Any) -> None:

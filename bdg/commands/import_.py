@@ -1,6 +1,5 @@
 """`bdg import`: published checkpoints of others as weights that bdg restores with, and that a stage can begin from."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from omegaconf import DictConfig
 
 from bdg.commands.request import Request
 from bdg.commands.restore import check_free
+from bdg.files import digest
 from bdg.networks.diffuir import Published, built, read_diffuir, size_of, size_text
 from bdg.weights import save_weights
 from jobs.run import write_text
@@ -50,8 +50,7 @@ def run(config: DictConfig, request: Request) -> None:
 
 def about(size: Mapping[str, Any], published: Published, source: Path, sample_steps: int) -> dict[str, Any]:
     """The metadata with which `bdg restore` walks DiffUIR's own way: its time, its schedule, its sampler, nothing clamped."""
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = digest(source)
     return {
         "stage": "restoration",
         "identity": sha256[:12],

@@ -78,12 +78,6 @@ class Journal:
         return ", ".join(f"{key} {_short(then.get(key))}, now {_short(self.settings.get(key))}" for key in keys)
 
 
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _lines(path: Path) -> Iterable[dict[str, Any]]:
     """A line that is torn speaks of a picture that was not yet there."""
     for line in path.read_bytes().splitlines() if path.is_file() else []:

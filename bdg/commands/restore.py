@@ -32,9 +32,10 @@ from bdg.commands.batches import (
 )
 from bdg.commands.compose import build
 from bdg.commands.explain import explainer_of, explanations, is_color_degradation, lines, plain
-from bdg.commands.journal import Journal, digest
+from bdg.commands.journal import Journal
 from bdg.commands.request import Request
 from bdg.commands.sheet import Row, check_crop, check_sheet, read_row, write_sheet
+from bdg.files import digest
 from bdg.restoration import DEFAULT_SAMPLER, PACKAGED, Restorer
 from bdg.types import Image
 from datamodules.images import SUFFIXES
