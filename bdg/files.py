@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their place, then renamed; and the digest of what a file holds."""
+"""Files and folders that are whole or not there: written beside their place, then renamed; and the digest of a file."""
 
 import hashlib
 import os
