@@ -7,6 +7,7 @@ import sys
 from bdg import __version__
 from bdg.commands.errors import report
 from bdg.commands.verbs import VERBS
+from bdg.orphans import end_with_rank_0
 from bdg.signals import remember
 
 TRAINS = ("train", "pipeline")
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"bdg: error: {_not_a_verb(first)}", file=sys.stderr)
             return 2
         if argv is None and first in TRAINS:
+            end_with_rank_0()
             remember()
         from bdg.commands.invocation import invoke
 

@@ -1,7 +1,7 @@
-"""Signals that come before training can answer them: remembered, and answered after its first step. Imports next to nothing.
+"""Signals that come when nothing can answer them: remembered, and answered after a step. Imports next to nothing.
 
-A job may be told to leave while Python still imports torch. By default SIGUSR1 would end it there as a failure, which no
-cluster puts back into its queue.
+A job may be told to leave while Python still imports torch, or between two stages. By default SIGUSR1 would end it there as a
+failure, which no cluster puts back into its queue.
 """
 
 import signal
@@ -15,15 +15,19 @@ _received: list[int] = []
 def remember() -> None:
     """From here on such signals are written down and do nothing else, until `callbacks.preempt` answers them."""
     for signum in TOLD_TO_LEAVE:
-        signal.signal(signum, _remember)
+        signal.signal(signum, note)
 
 
-def remembered() -> int | None:
-    """The first of them, taken off the list."""
-    first = _received[0] if _received else None
-    _received.clear()
-    return first
-
-
-def _remember(signum: int, frame: FrameType | None) -> None:
+def note(signum: int, frame: FrameType | None = None) -> None:
+    """A handler that writes the signal down."""
     _received.append(signum)
+
+
+def received() -> tuple[int, ...]:
+    """Those that came and were not answered."""
+    return tuple(_received)
+
+
+def answered() -> None:
+    """What came is done with."""
+    _received.clear()

@@ -6,7 +6,7 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
-from bdg.files import digest
+from bdg.files import check_stored, digest
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
@@ -29,8 +29,9 @@ ON_ERROR = ("continue", "stop")
 class Checkpoint(callbacks.Checkpoint):
     """Keeps in `folder` the newest state as last.ckpt, the one before as previous.ckpt, and the best as best.ckpt.
 
-    Saves after an optimizer step: every `every_n_steps`, when `every_n_minutes` have passed since the last time, and before
-    each validation, so that a run that is killed while it validates begins by validating. Never saves inside a validation.
+    Saves after an optimizer step: every `every_n_steps`, when `every_n_minutes` have passed since the last time, before each
+    validation, so that a run that is killed while it validates begins by validating, and after the last step. Never saves
+    inside a validation.
     best.ckpt is the state of the validation with the highest `monitor` (the lowest with mode="min").
     on_error: when a file cannot be written, the run says so and goes on with the last good one ("continue") or ends ("stop").
 
@@ -59,7 +60,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best: float | None = None
         self.seconds = 0.0
         """How long the last save took."""
-        self._saved_at = 0  # step
+        self._saved_at: int | None = None  # step
         self._saved_when = time.monotonic()
         self._newest = self.folder / LAST
 
@@ -77,10 +78,18 @@ class Checkpoint(callbacks.Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step > self._saved_at and (
-            step % self.every_n_steps == 0 or validation_follows(trainer, step) or self._time_is_up(trainer)
+        if step > (self._saved_at or 0) and (
+            step % self.every_n_steps == 0
+            or step == trainer.max_steps
+            or validation_follows(trainer, step)
+            or self._time_is_up(trainer)
         ):
             self.save(trainer)
+
+    def take_up(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """What was trained to its end is validated now: this is its state, and where it lies."""
+        self.load_state_dict(checkpoint["callbacks"][self.state_key])
+        self._saved_at, self._newest = trainer.global_step, path
 
     def _time_is_up(self, trainer: L.Trainer) -> bool:
         """By the clock of rank 0, since all ranks save together."""
@@ -110,12 +119,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What was saved before this validation becomes the best, if it is."""
         found = trainer.callback_metrics.get(self.monitor)
-        if (
-            found is None
-            or trainer.state.fn != "fit"
-            or trainer.sanity_checking
-            or self._saved_at != trainer.global_step
-        ):
+        if found is None or trainer.sanity_checking or self._saved_at != trainer.global_step:
             return
         if self.best is None or (found > self.best if self.mode == "max" else found < self.best):
             self.best = float(found)
@@ -160,6 +164,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.error = _reporting(lambda: write_checkpoint(checkpoint, Path(path)))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        try:
+            check_stored(Path(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is no checkpoint, or cut off ({error}): remove or replace it") from None
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
@@ -175,7 +183,7 @@ def _reporting(write: Callable[[], None]) -> str | None:
 
 
 def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
-    """Writes beside the target, flushes, reads back, renames; what was there becomes previous.ckpt.
+    """Writes beside the target, flushes, reads back, renames; what was there becomes previous.ckpt, if it is whole.
 
     At every moment in between each whole file has its digest in SHA256SUMS. Raises OSError, and then nothing has changed.
     """
@@ -192,9 +200,11 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
         if digest(beside) != hashed.sha256.hexdigest():
             raise OSError(f"{beside} reads back other than it was written: is the disk sound?")
         sums = read_sums(target.parent)
-        before = {PREVIOUS: sums[target.name]} if target.name in sums else {}
+        old = digest(target) if target.exists() else None
+        good = old in sums.values()  # else the previous one is worth more
+        before = {PREVIOUS: old} if old and good else {}
         _write_sums(target.parent, sums | before | {target.name: hashed.sha256.hexdigest()})
-        if target.exists():
+        if good:
             os.replace(target, target.with_name(PREVIOUS))
         os.replace(beside, target)
         _flush_folder(target.parent)
@@ -248,11 +258,13 @@ def newest_good(folder: Path) -> Path | None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """All that a checkpoint holds, tensors mapped from the file. Raises ValueError for what is none."""
     try:
+        check_stored(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return found | {"state_dict": found["state_dict"]}
     except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = error if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(
-            f"{path} is no checkpoint, or cut off ({type(error).__name__}): remove or replace it. "
+            f"{path} is no checkpoint, or cut off ({reason}): remove or replace it. "
             "A pickle of more than tensors and plain values could run code and is not read"
         ) from None
 

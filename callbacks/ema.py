@@ -12,8 +12,8 @@ class Ema(WeightAveraging):
     """Averages every `every_n_steps` optimizer steps with the weight min(decay, (1 + k) / (10 + k)) after k updates.
 
     The warm-up keeps short runs from being an average of random initial weights. Buffers are copied, not averaged.
-    In a checkpoint `state_dict` holds averaged weights and `current_model_state` those that are being trained, also when
-    it is written while validation has exchanged the two.
+    In a checkpoint `state_dict` holds averaged weights, or those that are being trained before the first update, and
+    `current_model_state` those that are being trained, also when it is written while validation has exchanged the two.
     """
 
     def __init__(self, decay: float = 0.995, every_n_steps: int = 10) -> None:
@@ -64,3 +64,5 @@ class Ema(WeightAveraging):
             averaged = checkpoint["current_model_state"]
             checkpoint["current_model_state"] = checkpoint["state_dict"]
             checkpoint["state_dict"] = averaged
+        elif not self._begun and "current_model_state" in checkpoint:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]

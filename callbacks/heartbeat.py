@@ -225,7 +225,7 @@ class Heartbeat(L.Callback):
         self._written_at = time.monotonic()
         try:
             with self._writing:  # both threads do
-                write_text(self._path(self._beat.rank), json.dumps(vars(self._beat)))
+                write_text(self._path(self._beat.rank), json.dumps(vars(self._beat)), flush=False)
         except OSError as error:  # a full disk must not end the training
             if self._writable:
                 log.warning("heartbeats cannot be written: %s", error)

@@ -1,6 +1,7 @@
 """Pictures of a validation: always the same images, as one panel, and one of them on its way back."""
 
 import logging
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,19 @@ class Pictures(L.Callback):
         """Whether it could be written: a full disk must not end the training."""
         try:
             with replacing(file) as out:
-                Canvas.fromarray(picture).save(out, "JPEG", quality=QUALITY)
+                out.write(jpeg(picture))
         except OSError as error:
             if not self._told:
                 log.warning("the pictures of a validation cannot be written: %s", error)
             self._told = True
             return False
         return True
+
+
+def jpeg(picture: Pixels) -> bytes:
+    data = BytesIO()  # PIL does not see that a file took less than it wrote
+    Canvas.fromarray(picture).save(data, "JPEG", quality=QUALITY)
+    return data.getvalue()
 
 
 def restore(stage: Stage, batch: Batch, seen: list[tuple[int, Image, Image]]) -> Image:

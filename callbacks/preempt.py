@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch import callbacks
 
-from bdg.signals import SIGNALS, remembered
+from bdg.signals import SIGNALS, answered, note, received
 from callbacks.checkpoint import Checkpoint
 from jobs.run import write_text
 
@@ -40,7 +42,6 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
             raise ValueError(f"callbacks.preempt.margin_s={margin_s}: give the seconds to keep free, 0 or more")
         self.request, self.margin_s = Path(request), margin_s
         self.end = end or float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
-        self.received: int | None = None
         self._agreed_at = 0  # step
         self._why = self._from = ""  # it is about to leave, and where it will go on
         self._longest_s = 0.0
@@ -52,17 +53,16 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._received)
-            self.received = self.received or remembered()
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked: its parent decides
             return
-        if signum == self.received == signal.SIGINT:
+        if signum == signal.SIGINT and signum in received():
             raise KeyboardInterrupt
-        self.received = signum
+        note(signum)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
+        if stage in ("fit", "validate"):
             self.install()
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,7 +82,8 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         self._longest_s, self._since = max(self._longest_s, now - self._since), now
         saver = _saver(trainer)
         left_s = self.end - time.time()
-        reason = signal.Signals(self.received).name if self.received else ""
+        told = received()
+        reason = signal.Signals(told[0]).name if told else ""
         if left_s < self.margin_s + 2 * saver.seconds + self._longest_s:
             reason = f"{left_s:.0f} s before the end of the job"
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
@@ -95,6 +96,8 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         self._leave(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":  # of a training that has come to its end, which is finished first
+            self.install()
         self._leave(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,12 +107,43 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         if not self._why:
             return
         if trainer.is_global_zero:
-            write_text(self.request, f"step {trainer.global_step}: {self._why}\n")
+            _ask(self.request, f"step {trainer.global_step}: {self._why}")
             step = trainer.global_step
             log.warning("leaving after step %d (%s): the same command goes on from %s", step, self._why, self._from)
         trainer.strategy.barrier("preempted")
         # a child's status other than 0 would make Lightning kill its parent
-        raise Preempted(130 if self.received == signal.SIGINT and trainer.is_global_zero else 0)
+        status = 130 if received()[:1] == (signal.SIGINT,) and trainer.is_global_zero else 0
+        answered()
+        raise Preempted(status)
+
+
+@contextmanager
+def leaving_at_once(request: Path) -> Iterator[None]:
+    """Where nothing is to be saved: a signal, also one that was not answered before, ends the command, to be started again."""
+
+    def leave(signum: int, frame: FrameType | None = None) -> None:
+        answered()
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        _ask(request, signal.Signals(signum).name)
+        raise Preempted(0)
+
+    before = {signum: signal.signal(signum, leave) for signum in SIGNALS}
+    try:
+        if told := received():
+            leave(told[0])
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _ask(request: Path, why: str) -> None:
+    """To be started again. Where that cannot be written, as on a full disk, the job script says that it was not asked."""
+    try:
+        write_text(request, f"{why}\n")
+    except OSError as error:
+        log.error("the request to be started again could not be written: %s", error)
 
 
 def _saver(trainer: L.Trainer) -> Checkpoint:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.about import config_of, describe, facts_of
 from callbacks.wandb_file import STEP, Logged, fragments, logged
-from jobs.run import masked
+from jobs.run import masked, without_secrets
 
 log = logging.getLogger("bdg")
 
@@ -139,7 +139,7 @@ class WandbLog(Logger):
         before = logged(self.folder)
         waits = any(fragment.waits for fragment in fragments(self.folder))
         mode, why = choose_mode(self.mode, os.environ, waits, lambda: unreachable(wandb.setup().settings.base_url))
-        about = describe(self.folder, self.stage)
+        about = without_secrets(describe(self.folder, self.stage))
         with _masked_words():
             run = wandb.init(
                 **about,
@@ -301,7 +301,7 @@ def inputs(folder: Path) -> Iterator[Any]:
 def _masked_words() -> Iterator[None]:
     """W&B keeps the command as it was typed."""
     typed = sys.argv
-    sys.argv = [masked(word) for word in typed]
+    sys.argv = without_secrets(typed)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import chain, groupby
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,12 @@ BLOCK = 512  # bytes; a tar file is made of these and ends with two of zeros
 ALIGNED = 64  # bytes, of which the line of JSON takes a multiple
 HEAD = 2**16  # bytes, which hold the size of nearly every image
 LONGEST_HEAD = 2**24  # bytes, of the line of JSON
-LONGEST_KEY = 2**16  # bytes
+LONGEST_KEY = 2**10  # bytes; as every row has room for the longest, no more than a member takes in the shard
+LONGEST_JSON = 10**6  # bytes; objects take 30 times as many, and ours have less than 1000
 LONGEST_HEADER = 2**16  # bytes, of what a tar file says of a member beside its name, size and time
 LARGEST_SCALE = 1024
 SHOWN_PROBLEMS = 20
+SHOWN_KEY = 100  # characters
 
 _EXTENSIONS = tuple(suffix[1:] for suffix in SUFFIXES)
 _PICKLED = ("pickle", "pkl", "pyd", "pth", "pt", "joblib")
@@ -102,8 +104,9 @@ class Index:
         values = np.frombuffer(data, row)[0].item()
         key, kind, *spans, height, width, scale = values
         inside = all(min(span) >= 0 and sum(span) <= self.size for span in zip(spans[::2], spans[1::2], strict=True))
+        small = spans[-1] <= LONGEST_JSON
         named = not _LEADS_OUT.fullmatch(key.decode(errors="replace"))
-        if not (inside and named and 0 <= kind < len(self.counts) and min(height, width, scale) >= 0):
+        if not (inside and small and named and 0 <= kind < len(self.counts) and min(height, width, scale) >= 0):
             raise ValueError(f"{self.file} is damaged: remove it")
         return values
 
@@ -170,6 +173,8 @@ def build(shard: BinaryIO, name: str, size: int, mtime_ns: int, sha256: str | No
         try:
             if as_bytes.decode() != key:
                 raise _UnusableError("has a name that is not UTF-8")
+            if len(as_bytes) > LONGEST_KEY:
+                raise _UnusableError(f"has a name of {len(as_bytes)} bytes, more than {LONGEST_KEY}")
             if _LEADS_OUT.fullmatch(key):
                 raise _UnusableError("has a name that leads out of its folder")
             if key in keys:
@@ -177,9 +182,9 @@ def build(shard: BinaryIO, name: str, size: int, mtime_ns: int, sha256: str | No
             kind, row = _look(shard, key, members)
         except _UnusableError as problem:
             kind, row = None, [0] * 9
-            problems.append(f"sample '{as_bytes.decode()}' {problem}")
+            problems.append(f"sample '{as_bytes.decode()[:SHOWN_KEY]}' {problem}")
         hashes.append(hash64(key) if kind else 0)
-        rows.append((as_bytes, numbers.setdefault(kind, len(numbers)), *row))
+        rows.append((as_bytes[:LONGEST_KEY], numbers.setdefault(kind, len(numbers)), *row))
         keys.add(key)
     table = np.array(rows, row_type(max((len(row[0]) for row in rows), default=1)))  # type: ignore[arg-type]
     used = table[table["kind"] > 0]
@@ -252,6 +257,8 @@ def _size(shard: BinaryIO, member: Member) -> tuple[int, int] | None:
 
 
 def _json(shard: BinaryIO, member: Member) -> dict[str, Any]:
+    if member.size > LONGEST_JSON:
+        raise _UnusableError(f"has a .json member of {member.size} bytes, more than {LONGEST_JSON}")
     shard.seek(member.offset)
     try:
         return parse_object(shard.read(member.size))
@@ -314,6 +321,11 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
+    def _sparse(self, *_: Any) -> NoReturn:
+        raise tarfile.ReadError(f"'{self.name}' is a sparse file, whose bytes are not in one place")
+
+    _proc_sparse = _proc_gnusparse_10 = _sparse
+
 
 _EXTENDED = (
     tarfile.XHDTYPE,
@@ -335,7 +347,7 @@ def _headers(shard: BinaryIO, name: str, size: int) -> Iterator[tuple[tarfile.Ta
                 end = tar.offset
                 yield header, end
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-    except (tarfile.TarError, ValueError, ArithmeticError, RecursionError) as error:
+    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         if end == 0:
             raise ValueError(
                 f"{name}: not a tar file, or a compressed one ({error}): shards are plain .tar files"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import lightning as L
@@ -138,6 +138,27 @@ class RestorationData(L.LightningDataModule):
         self.skipped: dict[str, int] = {}
         """Samples that could not be read, and how often they were met."""
         self._index: dict[tuple[str, ...], Samples] = {}
+
+    @classmethod
+    def to_measure(
+        cls,
+        degradations: Mapping[str, Degrade | None],
+        *,
+        crop: int | None,
+        severities: Sequence[float] | None,
+        num_workers: int,
+    ) -> Self:
+        """For `measured` only, one image per batch; crop and severities are `val_crop` and `val_severities`."""
+        return cls(
+            degradations,
+            crop=1,
+            flip=False,
+            batch_size=1,
+            num_workers=num_workers,
+            val_crop=crop,
+            val_severities=severities,
+            seed=0,
+        )
 
     @property
     def digest(self) -> str:

@@ -150,10 +150,14 @@ def _check_line(key: str, text: str) -> None:
 
 
 def check_job(devices: Any, nodes: int, environment: Mapping[str, str]) -> None:
-    """Raises ValueError inside a job of Slurm or torchrun that has other processes than the Trainer will wait for.
+    """Raises ValueError where there is no process, and inside a job of Slurm or torchrun that has others than the Trainer
+    will wait for.
 
     devices: as trainer.devices, a number, a list, or "auto" and -1, which are no promise.
     """
+    for key, name, value in (("devices", "devices", devices), ("num_nodes", "nodes", nodes)):
+        if value in (0, "0", []):
+            raise ValueError(f"trainer.{key}={value}: give 1 or more, as cluster.{name}=NUMBER")
     found = _torchrun(environment) or _slurm(environment)
     if not found:
         return

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jobs.secrets import without_secrets
+
 EVERY_STAGE = (  # beside them the digest of the training data, wherever its files lie
     "seed",
     "network",
@@ -181,8 +183,8 @@ def name_of(text: str) -> str:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, each with both: "data.crop: 96 and 64"."""
-    flat, flat_other = dict(_flat(one)), dict(_flat(other))
+    """The dotted keys whose values differ, each with both: "data.crop: 96 and 64"; secrets are not compared."""
+    flat, flat_other = (dict(_flat(without_secrets(each))) for each in (one, other))
     keys = sorted(flat.keys() | flat_other.keys())
     return [
         f"{k}: {flat.get(k, 'missing')} and {flat_other.get(k, 'missing')}"

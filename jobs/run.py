@@ -6,6 +6,7 @@ finds the work done, and two experiments that share a stage share its run.
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -14,16 +15,19 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from glob import escape
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.secrets import masked
+from jobs.secrets import masked, masked_lines, without_secrets
 
 LOCK_PATIENCE_S = 30.0
+LEFT_S = 3600.0
+"""A file that is written beside another one for so long was left by a process that was killed."""
 FROZEN_CODE = "code.json"
 """What `code` found when the packages were copied, beside them."""
 
@@ -87,7 +91,7 @@ class Run:
         some seconds).
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as file:
+        with open_lock(self.folder) as file:
             end = time.monotonic() + LOCK_PATIENCE_S
             while not try_lock(file):
                 if time.monotonic() > end:
@@ -97,9 +101,9 @@ class Run:
                         "wait for it, or stop it"
                     )
                 time.sleep(0.2)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with _naming(self.folder / "lock"):
+                file.truncate(0)
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
 
 
@@ -111,7 +115,7 @@ def weights_in(folder: Path) -> Path:
 
 def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
     """What one wants to know of a run in a year: parents, data, code, versions, machine."""
-    return {
+    facts = {
         "stage": run.stage,
         "identity": run.identity,
         "parents": [parent] if parent else [],
@@ -121,6 +125,13 @@ def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
         "host": {"name": socket.gethostname(), "python": platform.python_version(), "cpus": os.cpu_count()},
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    return without_secrets(facts)
+
+
+def open_lock(folder: Path) -> TextIO:
+    """The lock of a folder. Raises OSError where it is a link: somebody else's file would be made, or emptied."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would wait for a reader
+    return open(folder / "lock", "a+", opener=lambda path, how: os.open(path, how | flags, 0o666))
 
 
 def try_lock(file: TextIO) -> bool:
@@ -135,16 +146,43 @@ def try_lock(file: TextIO) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes the whole file or nothing, without secrets: beside the target, then renamed."""
+def write_text(path: Path, text: str, flush: bool = True) -> None:
+    """Writes the whole file or nothing, without secrets: beside the target, then renamed.
+
+    flush: wait for the disk, or after a power cut the file may be empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    _remove_left(path.absolute())
+    hidden = masked_lines(text) if path.suffix == ".jsonl" else masked(text)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_text(masked(text), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
+        with _naming(path):
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(hidden)
+                file.flush()
+                if flush:
+                    os.fsync(file.fileno())
+            os.replace(beside, path)
+    finally:
         beside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk does not say of which file
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk does not say of which file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@functools.cache
+def _remove_left(path: Path) -> None:
+    """Removes, once in a process, what killed ones left of `write_text`, an hour ago or longer."""
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError):  # another process does the same
+            if time.time() - left.lstat().st_mtime > LEFT_S:
+                left.unlink()
 
 
 def code() -> dict[str, str]:

@@ -357,7 +357,7 @@ def _last_row(path: Path, wanted: Sequence[str] = ("val/mean/psnr", "loss/total"
 
 def is_locked(folder: Path) -> bool:
     """Whether a process trains there, as far as the file system tells."""
-    with suppress(OSError), (folder / "lock").open() as file:
+    with suppress(OSError), open(folder / "lock", opener=lambda path, how: os.open(path, how | os.O_NONBLOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -16,7 +16,7 @@ from typing import Any
 from jobs.freeze import train_words
 from jobs.geometry import Geometry
 from jobs.plan import Plan, Task
-from jobs.run import try_lock, write_text
+from jobs.run import open_lock, try_lock, write_text
 from jobs.sbatch import Job, sbatch_text
 from jobs.slurm import Queued, Slurm, SlurmMissing, SlurmRefused, check_fits, job_id
 from jobs.states import read_lines
@@ -160,7 +160,7 @@ def _generations(tasks: Iterable[Task]) -> Iterator[list[Task]]:
 @contextmanager
 def _alone(plan: Plan) -> Iterator[None]:
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with (plan.folder / "lock").open("a") as file:
+    with open_lock(plan.folder) as file:
         if not try_lock(file):
             raise BlockingIOError(
                 f"another process submits the sweep {plan.name}: wait for it, then repeat the command"

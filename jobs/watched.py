@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 Fact = dict[str, Any]
 """A line of `callbacks.record.Record`: {"step": ...}, {"saving": ...} or {"validating": ...}."""
 
 
 class Watched:
-    """Runs `command` in a session of its own, its output going to `log`; `record` is the folder that its ranks write to."""
+    """Runs `command` in a session of its own, its output going to `log`; `record` is the folder that its ranks write to.
+
+    Nothing of it outlives a `with` that an error ends, or Ctrl-C.
+    """
 
     def __init__(self, command: Sequence[str], record: Path, log: Path) -> None:
         self.record, self.log = record, log
@@ -25,6 +28,17 @@ class Watched:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            return
+        while left := living(self.process.pid):
+            self.kill(left)
+            time.sleep(0.05)
+        self.process.wait()
 
     def wait_for(self, wanted: Callable[[Fact], bool], timeout_s: float = 3600) -> Fact | None:
         """The first line of rank 0 since the start that is wanted; None if the process ended before."""
@@ -66,7 +80,7 @@ class Watched:
             self.kill()
             raise TimeoutError(f"still running after {timeout_s:.0f} s: see {self.log}") from None
         end = time.monotonic() + timeout_s
-        while _session_lives(self.process.pid):
+        while living(self.process.pid):
             if time.monotonic() > end:
                 raise TimeoutError(f"processes of {self.process.pid} are still there after {timeout_s:.0f} s")
             time.sleep(0.05)
@@ -85,11 +99,13 @@ def facts(record: Path, rank: int = 0) -> Iterator[Fact]:
                 yield json.loads(line)
 
 
-def _session_lives(session: int) -> bool:
+def living(session: int) -> list[int]:
+    """The processes of a session that live."""
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 state, _, _, own = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
                 if int(own) == session and state != "Z":
-                    return True
-    return False
+                    found.append(int(entry.name))
+    return found

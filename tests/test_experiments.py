@@ -73,7 +73,10 @@ def one_step_of_each_stage(*overrides: str) -> None:
         assert trainer.callback_metrics["val/prior_noise_loss"].isfinite()
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

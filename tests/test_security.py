@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,8 +27,10 @@ from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
 
 from bdg.cli import main
-from bdg.commands.compose import build, compose
+from bdg.commands.compose import build, compose, written_config
 from bdg.commands.degrade import read_records
+from bdg.commands.errors import make_printable
+from bdg.commands.tables import validation
 from bdg.restoration import Restorer
 from bdg.weights import load_weights, save_weights
 from callbacks.checkpoint import AtomicCheckpointIO
@@ -38,8 +41,9 @@ from datamodules.degradations.noise import GaussianNoise
 from datamodules.images import MAX_PIXELS, read_image, upright_size, write_image
 from datamodules.index import dump, row_type
 from datamodules.remote import Cache
-from jobs.run import write_text
+from jobs.run import Run, write_text
 from jobs.secrets import hide_secrets, masked
+from jobs.states import is_locked
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bdg", "callbacks", "datamodules", "jobs")
@@ -144,7 +148,17 @@ def test_a_config_names_no_code_but_classes_of_a_few_packages(target: str, parti
         build(OmegaConf.create(tree).part)
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "torch.jit.load"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.load",
+        "torch.hub.load",
+        "torch.jit.load",
+        "torchmetrics.multimodal.CLIPScore",
+    ],
+)
 def test_trust_opens_neither_commands_nor_loaders(target: str) -> None:
     everything = [*sys.stdlib_module_names, "torch"]
     with pytest.raises(ValueError, match=f"'{target}', which no config may call"):
@@ -173,6 +187,15 @@ def test_what_a_config_needs_it_may_name(target: str) -> None:
     [
         "evil: {_target_: os.system, command: mkdir owned}",
         "evil: {_target_: datamodules.degradations.noise.GaussianNoise, severity: {_target_: os.mkdir, path: owned}}",
+        *(
+            f"evil: {{_target_: datamodules.degradations.noise.GaussianNoise, {late}}}"
+            for late in (
+                r"""severity: '\${oc.create:"{_target_: torch.utils.collect_env.run, command: mkdir owned}"}'""",
+                r"""severity: '\\\${oc.create:"{_target_: torch.utils.collect_env.run, command: mkdir owned}"}'""",
+                r"""severity: ['\${hidden}'], hidden: {_target_: torch.utils.collect_env.run, command: mkdir owned}""",
+                r"""severity: '\${degradation.hidden}'""",
+            )
+        ),
     ],
 )
 def test_a_downloaded_config_calls_nothing(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +204,38 @@ def test_a_downloaded_config_calls_nothing(text: str, tmp_path: Path, capsys: py
     picture(tmp_path / "a.png")
     words = ("degrade", "a.png", "b.png", "degradation=evil", "--config-dir", "theirs")
     assert "degradation.evil" in refused(capsys, *words)
+
+
+def test_a_node_is_looked_up_once() -> None:
+    """What a resolver says the first time is what is checked and what is built."""
+    said = iter(
+        [{"_target_": "torch.nn.Identity"}, {"_target_": "torch.utils.collect_env.run", "command": "mkdir owned"}]
+    )
+    OmegaConf.register_new_resolver("fickle", lambda: next(said))
+    try:
+        assert isinstance(build(OmegaConf.create({"part": "${fickle:}"}).part), torch.nn.Identity)
+    finally:
+        OmegaConf.clear_resolver("fickle")
+
+
+def test_a_run_does_not_say_whom_to_trust(tmp_path: Path) -> None:
+    evil = {"_target_": "torch.utils.collect_env.run", "command": "mkdir owned"}
+    config = OmegaConf.create({"trust": ["torch.utils"], "data": evil})
+    with pytest.raises(ValueError, match="code of the package 'torch'"):
+        build(config.data, trust=[])
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text('{"val/rain/psnr": 20}')
+    (run / "config.yaml").write_text(
+        json.dumps({"protocol": {**evil, "trust": ["torch.utils"]}, "trust": ["torch.utils"]})
+    )
+    with pytest.raises(ValueError, match="code of the package 'torch'"):
+        list(validation(run, []))
+
+
+def test_a_written_config_looks_nothing_up() -> None:
+    text = json.dumps({"a": ["${oc.env:HOME}", r"\${b}", r"\\${b}"], "b": 1})
+    assert OmegaConf.to_container(written_config(text), resolve=True) == json.loads(text)
 
 
 def test_a_config_cannot_speak_to_hydra(tmp_path: Path) -> None:
@@ -259,7 +314,7 @@ def test_a_pickled_checkpoint_is_not_resumed(evil_checkpoint: Path) -> None:
 
     with pytest.raises(ValueError, match="could run code and is not read"):
         _header(evil_checkpoint)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
         AtomicCheckpointIO().load_checkpoint(evil_checkpoint)
 
 
@@ -280,6 +335,22 @@ def test_a_pickled_checkpoint_is_not_imported(evil_checkpoint: Path, capsys: pyt
 
 def test_a_pickled_step_is_not_replayed(evil_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no replay file" in refused(capsys, "replay", "evil.ckpt")
+
+
+def test_a_checkpoint_that_is_an_archive_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, size = tmp_path / "bomb.ckpt", 2 * 10**7
+    torch.save({"state_dict": {"w": torch.zeros(size, dtype=torch.uint8)}, "global_step": 1}, tmp_path / "whole.ckpt")
+    with zipfile.ZipFile(tmp_path / "whole.ckpt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for each in whole.infolist():
+            bomb.writestr(each.filename, whole.read(each), compresslevel=1)
+    why = rf"is no checkpoint, or cut off \({size // 10**5}\d+ bytes in a file of \d+\)"
+    for read in (read_parent, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(ValueError, match=why):
+            read(f"{path}")
+    assert re.search(r"is no replay file, or cut off \(\d+ bytes in", refused(capsys, "replay", "bomb.ckpt"))
+    assert re.search(r"\d+ bytes in a file of", refused(capsys, "import", "diffuir", "bomb.ckpt", "w.safetensors"))
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pickle", "pth", "pt", "joblib", "lq.PKL"])
@@ -630,6 +701,29 @@ def pax(key: str, value: str) -> bytes:
     return extended(tarfile.XHDTYPE, f"{length}{record}".encode())
 
 
+def sparse(name: str = "x.png") -> bytes:
+    """The header of a sparse file that says that a block with more of its parts follows."""
+    header = tarfile.TarInfo(name)
+    header.type = tarfile.GNUTYPE_SPARSE
+    data = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    data[482] = 1
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:]) + 8 * ord(" "))
+    return bytes(data)
+
+
+def sparse_parts(num_blocks: int) -> bytes:
+    parts = b"%011o\0" % 1 * 42
+    return (parts + b"\1" + bytes(7)) * (num_blocks - 1) + parts + bytes(8)
+
+
+def sparse_map(num_parts: int) -> bytes:
+    """The same in the newer form, whose parts stand at the begin of the file's bytes."""
+    said = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+    text = f"{num_parts}\n" + "0\n" * 2 * num_parts
+    records = b"".join(f"{len(line) + 4} {line}\n".encode() for line in (f"{k}={v}" for k, v in said.items()))
+    return extended(tarfile.XHDTYPE, records) + member("y.png", text.encode())
+
+
 def member(name: str, data: bytes) -> bytes:
     header = tarfile.TarInfo(name)
     header.size = len(data)
@@ -648,8 +742,10 @@ def member(name: str, data: bytes) -> bytes:
         extended(tarfile.XHDTYPE, b"1" * 2**20),
         pax("comment", "x") * 2000,
         extended(tarfile.GNUTYPE_LONGNAME, b"a/" * 2**20),
+        sparse() + sparse_parts(20_000),
+        sparse_map(500_000),
     ],
-    ids=["back", "round", "huge", "nul", "promise", "long promise", "digits", "chain", "long name"],
+    ids=["back", "round", "huge", "nul", "promise", "long promise", "digits", "chain", "long name", "parts", "map"],
 )
 def test_a_tar_file_made_to_hang_or_to_fill_the_memory_is_refused(head: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
@@ -658,6 +754,33 @@ def test_a_tar_file_made_to_hang_or_to_fill_the_memory_is_refused(head: bytes, t
     with pytest.raises(ValueError, match=r"x\.tar"):
         shards.index([str(path)])
     assert tracemalloc.get_traced_memory()[1] < 5e7
+    tracemalloc.stop()
+
+
+def test_a_sparse_file_that_is_cut_off_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.tar").write_bytes(sparse())
+    assert "x.tar: not a tar file, or a compressed one" in refused(capsys, "verify-order", "data.shards=x.tar")
+
+
+def test_one_long_name_does_not_widen_the_rows_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    long = extended(tarfile.GNUTYPE_LONGNAME, b"k" * 60_000 + b".png\0") + member("k.png", b"")
+    path.write_bytes(long + b"".join(member(f"{i}.png", b"") for i in range(1000)) + bytes(1024))
+    with pytest.raises(ValueError, match=r"sample 'k{100}' has a name of 60000 bytes, more than 1024"):
+        shards.index([str(path)])
+    assert len(shards.index([str(path)], on_error="skip")) == 1000
+    assert Path(f"{path}.index").stat().st_size < 2e6
+
+
+def test_json_in_a_shard_that_is_large_is_not_read(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", {"a.png": encoded(), "a.json": b'{"a": [' + b"[]," * 10**6 + b"0]}"})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"sample 'a' has a \.json member of 3000010 bytes, more than 1000000"):
+        shards.index([str(path)])
+    index_of(path, (b"a", 1, 512, 9, 0, 0, 1536, 3_000_010, 16, 16, 1))
+    with pytest.raises(ValueError, match="is damaged: remove it"):
+        shards.index([str(path)])[0]
+    assert tracemalloc.get_traced_memory()[1] < 1e7
     tracemalloc.stop()
 
 
@@ -679,6 +802,21 @@ SECRET = "hunter2hunter2"
         '{{"password": "{}"}}',
         '{{"AWS_SECRET": "a\\"{}"}}',
         "anything with {} inside",
+        "https://user:p@{}@host/a.tar",
+        "https://user:p/{}@host/a.tar",
+        "https://user:p?{}@host/a.tar",
+        "api-key={}",
+        "X-Api-Key: {}",
+        "password: |\n  first\n\n  {}",
+        "password: 'first\n\n  {}'",
+        "my_tokens:\n- first\n- {}",
+        '{{"tokens": ["a", ["{}"]]}}',
+        "got {{'api_key': 'a', 'tokens': ['a', '{}']}}",
+        "in '+server={{user: me, password: {}}}'",
+        "bdg train '+my_tokens=[a, {}]' seed=1",
+        "password=a,{} seed=1",
+        "password='a {}' seed=1",
+        'bdg train hf_token=\\"{}\\"',
     ],
 )
 def test_a_secret_is_not_written(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,6 +844,13 @@ def test_a_config_without_its_secrets_can_be_read() -> None:
         "monkey=3",
         "memory://set/a.tar",
         "host/a.tar?b=1",
+        "http://host:8080/a@2.tar",
+        "train max_tokens=100 tokens=[16,32]",
+        "tokens:\n- 16\n- 32",
+        "{max_tokens: 16, token: ???}",
+        "f(token=None, n=1)",
+        "api_key: ${oc.env:KEY, null}",
+        "password: null",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -724,6 +869,25 @@ def test_a_secret_is_neither_printed_nor_logged(
     record = logging.LogRecord("bdg", logging.INFO, "", 1, "from %s", (f"https://u:{SECRET}@host",), None)
     hide_secrets(record)
     assert record.getMessage() == "from https://***@host"
+
+
+# --- terminals ---
+
+
+def test_a_name_commands_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "a\x1b]0;owned\x07\x1b[2J\x9b\u202e\rx"
+    tar(tmp_path / "x.tar", {f"{name}.lq.png": encoded()})
+    for traceback in ("0", "1"):
+        monkeypatch.setenv("BDG_TRACEBACK", traceback)
+        assert main(["verify-order", "data.shards=x.tar"]) == 1
+        said = capsys.readouterr().err
+        assert "sample 'a\ufffd]0;owned\ufffd\ufffd[2J\ufffd\ufffd\ufffdx'" in said
+        assert [each for each in said if not each.isprintable() and each not in "\n\t\ufffd"] == []
+    record = logging.LogRecord("bdg", logging.INFO, "", 1, "from\t%s\n", (name,), None)
+    make_printable(record)
+    assert record.getMessage() == "from\ta\ufffd]0;owned\ufffd\ufffd[2J\ufffd\ufffd\ufffdx\n"
 
 
 # --- folders ---
@@ -746,7 +910,13 @@ def test_what_we_write_nobody_else_can_change(tmp_path: Path) -> None:
 def test_a_run_is_not_world_writable_and_holds_no_secret(tmp_path: Path) -> None:
     assert main(["pack", "pkg://datamodules/photographs", "photographs", "parts=photographs"]) == 0
     words = ["experiment=demo_smoke", "stage=generation", "max_steps.generation=2", "data.num_workers=0"]
-    words += [f"+hf_token={SECRET}", "+who=${oc.env:WANDB_API_KEY}", f"+from='https://u:{SECRET}@host/x?sig={SECRET}'"]
+    words += [
+        f'+hf_token="{SECRET}"',
+        f"+server={{password: {SECRET}}}",
+        f"+my_tokens=[{SECRET},{SECRET}]",
+        "+who=${oc.env:WANDB_API_KEY}",
+        f"+from='https://u:{SECRET}@host/x?sig={SECRET}'",
+    ]
     command = "umask 000; " + shlex.join([sys.executable, "-m", "bdg", "train", "data.root=photographs", *words])
     environment = os.environ | {"WANDB_API_KEY": SECRET, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
@@ -756,6 +926,24 @@ def test_a_run_is_not_world_writable_and_holds_no_secret(tmp_path: Path) -> None
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in done.stdout + done.stderr
     assert world_writable(tmp_path / "runs") == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_that_is_a_link_touches_no_file_elsewhere(there: bool, tmp_path: Path) -> None:
+    run, theirs = Run(tmp_path, "demo", "bridging", "abc"), tmp_path / "theirs"
+    run.folder.mkdir(parents=True)
+    (run.folder / "lock").symlink_to(theirs)
+    if there:
+        theirs.write_text("a letter")
+    with pytest.raises(OSError, match="lock"), run.locked():
+        pass
+    assert theirs.exists() is there
+    assert not there or theirs.read_text() == "a letter"
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    assert not is_locked(tmp_path)
 
 
 # --- our own code ---

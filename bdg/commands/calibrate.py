@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from bdg.commands.compose import build
+from bdg.commands.compose import build, written_config
 from bdg.commands.explain import explainer_file
 from bdg.commands.request import Request
 from bdg.commands.restore import check_free, weights_file
@@ -67,9 +67,7 @@ def run_config(weights: Path) -> DictConfig | None:
     path = weights.parent.parent / "config.yaml"
     if weights.name != "ema.safetensors" or not path.is_file():
         return None
-    found = OmegaConf.create(path.read_text(encoding="utf-8"))
-    assert isinstance(found, DictConfig)
-    return found
+    return written_config(path.read_text(encoding="utf-8"))
 
 
 def describing(
@@ -95,19 +93,11 @@ def pictures(
     degradation = config.get("degradation") or (own.degradation if own else None)
     if degradation is None:
         raise ValueError("degradation=null, but these are no weights of a run: add degradation=five, or others")
-    trust = [*config.trust, *(own.trust if own else [])]
-    made = {str(name): node and build(node, trust=trust) for name, node in degradation.items()}
+    made = {str(name): node and build(node, trust=config.trust) for name, node in degradation.items()}
     if CLEAN in made:
         raise ValueError(f"degradation.{CLEAN}: that is what undegraded pictures are called: rename it")
-    data = RestorationData(
-        made,
-        crop=1,  # crop, flip and seed are for training only
-        flip=False,
-        seed=0,
-        batch_size=1,
-        val_crop=None,
-        val_severities=plain(config.severities),
-        num_workers=config.num_workers,
+    data = RestorationData.to_measure(
+        made, crop=None, severities=plain(config.severities), num_workers=config.num_workers
     )
     known, held_out = (described(data, each, description, config.images) for each in (shards.known, shards.held_out))
     return known, held_out

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bdg.commands.compose import build, get
+from bdg.commands.compose import build, get, literal
 from bdg.commands.errors import message
 from bdg.commands.train import build_stage
 from bdg.stages import Stage
@@ -213,7 +213,7 @@ def made(config: Config, key: str, **changed: Any) -> Any:
     for name in path:
         place[name] = {}
         place = place[name]
-    place[last] = {**get(config, key), **changed}
+    place[last] = literal({**get(config, key), **changed})
     return build(place[last])
 
 
@@ -285,7 +285,7 @@ def built(config: Config) -> tuple[Model | None, list[Fault]]:
     """The model of a stage, which on the meta device takes a step of training and samples once."""
     try:
         with torch.device("meta"):
-            made_of = OmegaConf.create(dict(config))
+            made_of = literal(config)
             assert isinstance(made_of, DictConfig)
             stage = build_stage(made_of)
     except Exception as error:

@@ -1,5 +1,6 @@
 """Configs and the parts they name: composed by Hydra from one search path, built behind an allow-list."""
 
+import copy
 import difflib
 import functools
 import os
@@ -18,6 +19,8 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 ALLOWED = (
     "bdg",
@@ -45,8 +48,10 @@ NEVER = (
     "torch.package",
     "torch.serialization",
     "torch.utils.cpp_extension",
+    "torchmetrics.functional.multimodal",
+    "torchmetrics.multimodal",
 )
-"""What no config may call, whatever is trusted: commands, evaluation and loaders that run what they load."""
+"""What no config may call, whatever is trusted: commands, evaluation and loaders that run what they load, from the Hub too."""
 
 
 def compose(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -127,28 +132,62 @@ def get(config: Any, dotted: str) -> Any:
     return config
 
 
+def written_config(text: str) -> DictConfig:
+    """A config as a run keeps it, with all its values. It may be somebody else's, so nothing in it is looked up: what looks
+    like an interpolation is text.
+
+    Raises ValueError for what is no YAML or no mapping.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(text))
+    except (YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ValueError(f"not YAML ({type(error).__name__}: {error})") from None
+    if not isinstance(found, dict):
+        raise ValueError("no mapping")
+    return literal(found)
+
+
+def literal(values: Mapping[Any, Any]) -> DictConfig:
+    """A config of plain values, in which text that looks like an interpolation is text."""
+    return OmegaConf.create(_escaped(values))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_escaped(each) for each in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
 def trusted(config: Any) -> list[str]:
     """The packages that a whole config and $BDG_TRUST name."""
     own = config.get("trust") if OmegaConf.is_dict(config) else None
     return [*_packages(own), *_packages(os.environ.get("BDG_TRUST"))]
 
 
-def build(node: Any, *, trust: Sequence[str] = (), **extra: Any) -> Any:
+def build(node: Any, *, trust: Sequence[str] | None = None, **extra: Any) -> Any:
     """What `node` describes: `_target_` called with the node's other keys and `extra`; containers arrive as plain ones.
 
     A `_target_` is code. Every one below `node` must be a class of `ALLOWED`, a function of `FUNCTIONS`, or anything in a
-    package of `trust`, of $BDG_TRUST (comma separated) or of the list `trust` at the root of the config that `node` is part
-    of, and nothing of `NEVER`; all are checked before the first is called. So `node` is a config of the user's: for one that
-    came in a file of weights there is `bdg.restoration.build_trusted`.
+    package of `trust` or of $BDG_TRUST (comma separated), and nothing of `NEVER`; all are checked before the first is called.
+    trust: None: the list `trust` at the root of the config that `node` is part of, which then must be the user's own.
+
+    For a node that came in a file of weights there is `bdg.restoration.build_trusted`.
 
     Raises:
-        ValueError: a target is none of these.
+        ValueError: a target is none of these, or a value would be looked up only when the target is called.
         hydra.errors.InstantiationException: a target does not exist or does not take the arguments it is given.
     """
-    node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
-    packages = [*_packages(trust), *trusted(node._get_root())]
-    for key, target in _targets(OmegaConf.to_container(node, resolve=True), node._get_full_key("")):
-        _check(f"{key}._target_".lstrip("."), target, packages)
+    node = copy.deepcopy(node) if OmegaConf.is_config(node) else literal(node)
+    OmegaConf.set_readonly(node, False)
+    OmegaConf.resolve(node)  # once: what is checked is what is built
+    root, key = node._get_root(), node._get_full_key("")
+    packages = [*_packages(trust), *trusted(None)] if trust is not None else trusted(root)
+    plain = OmegaConf.to_container(node)
+    _check_resolved(plain, key)
+    for place, target in _targets(plain, key):
+        _check(f"{place}._target_".lstrip("."), target, packages)
     try:
         if not extra:
             return instantiate(node, _convert_="all")
@@ -186,6 +225,20 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _targets(value, f"{key}[{index}]")
+
+
+def _check_resolved(node: Any, key: str) -> None:
+    """Raises ValueError for text that Hydra would take for an interpolation, and so look up, after it was checked."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_resolved(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _check_resolved(value, f"{key}[{index}]")
+    elif isinstance(node, str) and "${" in node:
+        raise ValueError(
+            f"{key}='{node}' is an interpolation once more, or text that looks like one: write the value there"
+        )
 
 
 def _check(key: str, target: Any, trusted: Sequence[str]) -> None:

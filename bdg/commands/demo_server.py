@@ -9,9 +9,10 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,6 @@ UPLOAD_S = 30
 """In which an upload must have come."""
 CLIENTS = 10_000
 """That are remembered, for the rate."""
-CONNECTIONS = 64
 EXAMPLES = {"rain": "picos_de_europa", "haze": "stream", "noise": "coffee", "low_light": "flowers"}
 """Degradation -> the packaged photograph that shows it."""
 EXAMPLE_SEVERITY = 4.0
@@ -125,8 +125,19 @@ def serve(app: "Starlette", sock: socket.socket, stop_after_s: float | None, sto
     """Answers until Ctrl-C, `stop`, or so many seconds have passed."""
     import uvicorn
 
+    from bdg.commands.connections import MOST, Connection
+
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, limit_concurrency=CONNECTIONS)
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            proxy_headers=False,  # anybody may send them, and with them be another client in each request
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST,
+        )
     )
 
     def end() -> None:
@@ -173,6 +184,7 @@ class Demo:
     def __init__(self, restorer: Restorer, config: DictConfig) -> None:
         self.restorer, self.config = restorer, config
         self.rate = Rate(config.per_minute)
+        self.names = {name.lower() for name in ("localhost", socket.gethostname(), config.host, *config.names)}
         self.inside = 0  # pictures that wait or are being restored
         self.turn: Any = None  # made in the event loop that serves
         self.explains = has_explainer(restorer)
@@ -198,6 +210,7 @@ class Demo:
     async def page(self, request: "Request") -> "Response":
         from starlette.responses import Response
 
+        check_host(request, self.names)
         return Response(self.html, media_type="text/html", headers=self.headers)
 
     async def example(self, request: "Request") -> "Response":
@@ -205,6 +218,7 @@ class Demo:
         from anyio import to_thread
         from starlette.responses import Response
 
+        check_host(request, self.names)
         name = request.path_params["name"]
         if name not in EXAMPLES:
             raise RefusedError(404, f"no example '{name}': there are {', '.join(EXAMPLES)}")
@@ -216,6 +230,7 @@ class Demo:
         from anyio import CapacityLimiter, to_thread
         from starlette.responses import Response
 
+        check_host(request, self.names)
         check_origin(request)
         changes = self.changes(request)
         self.rate.count(request.client.host if request.client else "")
@@ -273,6 +288,26 @@ def has_explainer(restorer: Restorer) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def check_host(request: "Request", names: Collection[str]) -> None:
+    """A page of another server cannot be taken for ours because its name suddenly leads to this machine (DNS rebinding).
+
+    Addresses are no names, so that nobody else can have them led here.
+    """
+    host = request.headers.get("host", "")
+    name = re.sub(r":\d*$", "", host).lower().rstrip(".")
+    if name not in names and not is_address(name.removeprefix("[").removesuffix("]")):
+        raise RefusedError(
+            421, f"{host[:100]} is no name of this server: whoever runs it gives its names with names=[NAME]"
+        )
+
+
+def is_address(text: str) -> bool:
+    try:
+        return bool(ip_address(text))
+    except ValueError:
+        return False
 
 
 def check_origin(request: "Request") -> None:

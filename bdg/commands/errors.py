@@ -1,5 +1,6 @@
 """How an error reaches the user: one message for what the user can mend, a traceback for a bug."""
 
+import logging
 import os
 import re
 import sys
@@ -17,9 +18,20 @@ def report(command: str, error: Exception) -> None:
         _from_config(error) or isinstance(error, ValueError | OSError) or "DataLoader worker" in str(error)
     )  # torch's
     if os.environ.get("BDG_TRACEBACK") == "1" or not mendable:
-        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable(masked("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
     else:
-        print(f"{command}: error: {masked(message(error))}", file=sys.stderr)
+        print(printable(f"{command}: error: {masked(message(error))}"), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """The text with a mark for each character by which a name in a foreign file could command the terminal, or hide in it."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def make_printable(record: logging.LogRecord) -> bool:
+    """A filter of log handlers."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def message(error: Exception) -> str:

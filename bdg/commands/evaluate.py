@@ -344,14 +344,10 @@ def _part(config: DictConfig, parts: Collection[str]) -> str:
 
 def _shards(config: DictConfig, pattern: str, protocol: Protocol) -> Source:
     degradations = {name: node and build(node, trust=config.trust) for name, node in config.degradation.items()}
-    data = RestorationData(
+    data = RestorationData.to_measure(
         degradations,
-        crop=1,  # crop, flip and seed are for training only
-        flip=False,
-        seed=0,
-        batch_size=1,
-        val_crop=config.crop,
-        val_severities=_severities(config, degradations),
+        crop=config.crop,
+        severities=_severities(config, degradations),
         num_workers=config.num_workers,
     )
     batches = data.measured(pattern)

@@ -17,11 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from bdg.commands.compose import open_hydra
-from bdg.commands.errors import report
+from bdg.commands.errors import make_printable, report
 from bdg.commands.help import help_text
 from bdg.commands.request import Request
 from bdg.commands.verbs import Verb
-from jobs.secrets import hide_secrets
+from jobs.secrets import hide_secrets, without_secrets
 
 SWEPT = ("train", "pipeline")
 """Verbs whose `-m` is a sweep: its runs are planned together, and what cells share is trained once."""
@@ -155,6 +155,7 @@ def set_up_logging() -> None:
     logging.basicConfig(format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(hide_secrets)
+        handler.addFilter(make_printable)
     logging.getLogger("bdg").setLevel(logging.INFO)
 
 
@@ -164,7 +165,7 @@ def run_all(verb: Verb, requests: Sequence[Request]) -> int:
         request.compose()
     failed = 0
     for number, request in enumerate(requests, start=1):
-        title = f"bdg {verb.name} [{number}/{len(requests)}] {' '.join(request.overrides)}"
+        title = f"bdg {verb.name} [{number}/{len(requests)}] {' '.join(without_secrets(request.overrides))}"
         print(title, flush=True)
         try:
             run(verb, request)

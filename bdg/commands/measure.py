@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
-from bdg.commands.compose import build
+from bdg.commands.compose import build, written_config
 from bdg.commands.evaluate import Batch, evaluate, severities
 from bdg.commands.restore import restoring
 from bdg.panel import to_uint8
@@ -40,8 +40,7 @@ def measured(folder: Path, config: DictConfig) -> Evaluation:
     for needed in (weights, path):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is not there: the run must be done before it is measured (bdg status)")
-    own = OmegaConf.create(path.read_text(encoding="utf-8"))
-    assert isinstance(own, DictConfig)
+    own = written_config(path.read_text(encoding="utf-8"))
     if own.stage.condition == "none":
         raise ValueError(
             f"{folder}: its network does not see the degraded image and restores nothing: name a restoration run"
@@ -67,9 +66,8 @@ def measured(folder: Path, config: DictConfig) -> Evaluation:
     place = folder / FOLDER / name
     if found := read_evaluation(name, place / FILE):
         return found
-    trust = [*config.trust, *own.trust]
     own.data.val_crop = how["crop"]
-    batches = build(own.data, trust=trust).measured(shards)
+    batches = build(own.data, trust=config.trust).measured(shards)
     names = list(own.degradation)
     bar = track(batches, f"{folder.name}", len(batches), console=Console(stderr=True), transient=True)
     about = {"weights": str(restorer), **how, "device": settings["device"]}

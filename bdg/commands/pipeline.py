@@ -6,11 +6,12 @@ the last stage), summary.json (also in the run's folder), panel.jpg, and the deg
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,6 +24,7 @@ from bdg.commands.train import train
 from bdg.devices import device
 from bdg.restoration import Restorer
 from bdg.weights import load_weights, save_weights
+from callbacks.preempt import leaving_at_once
 from datamodules.images import write_image
 from jobs.run import write_text
 
@@ -33,10 +35,16 @@ def run(config: DictConfig, request: Request) -> None:
     for stage in config.stages:
         link = stage_link(request, stage, first=stage == config.stages[0])
         scores[stage] = train(link)
-    _measure(link, scores)
+    _end(link, scores)
 
 
 @rank_zero_only
+def _end(link: Link, scores: Mapping[str, Mapping[str, float]]) -> None:
+    request = OmegaConf.select(link.config, "callbacks.preempt.request")
+    with leaving_at_once(Path(request)) if request else nullcontext():
+        _measure(link, scores)
+
+
 def _measure(link: Link, scores: Mapping[str, Mapping[str, float]]) -> None:
     config, run = link.config, link.run
     folder, console = Path(config.root) / config.project, Console(markup=False, highlight=False)

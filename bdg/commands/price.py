@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from bdg.commands.compose import get
+from bdg.commands.compose import get, literal
 from bdg.commands.planning import Planned
 from bdg.documents import parse_yaml
 
@@ -134,7 +132,7 @@ def one_step(config: Mapping[str, Any]) -> tuple[float | None, str]:
                 enable_model_summary=False,
                 logger=False,
             )
-            made = OmegaConf.create({**config, "trainer": {**config["trainer"], "max_steps": 2}})
+            made = literal({**config, "trainer": {**config["trainer"], "max_steps": 2}})
             trainer.fit(
                 build_stage(made),
                 DataLoader([batch] * 2, batch_size=None),  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from rich.text import Text
 from bdg.commands.request import Request
 from bdg.commands.runs import Place, Sweep, ask, place
 from bdg.commands.status import wide_console
-from jobs.run import try_lock, write_text
+from jobs.run import open_lock, try_lock, write_text
 from jobs.slurm import Slurm
 from jobs.states import ACTIVE, Asked, attempts, is_locked
 
@@ -52,9 +52,8 @@ def run(config: DictConfig, request: Request) -> None:
     said = f"{total} can be deleted: dry=false does it" if config.dry else f"{total} deleted"
     console.print(said if gone else "nothing to delete")
     if left:
-        console.print(
-            Text(f"left alone, as somebody works there now: {', '.join(str(w.path) for w in left)}", "yellow")
-        )
+        named = ", ".join(str(waste.path) for waste in left)
+        console.print(Text(f"left alone, as somebody works there now, or their lock is a link: {named}", "yellow"))
     if config.json:
         listed = [asdict(w) | {"path": str(w.path), "run": w.run and str(w.run), "left": w in left} for w in found]
         write_text(Path(config.json), json.dumps(listed, indent=1) + "\n")
@@ -102,11 +101,13 @@ def _works(sweep: Sweep, asked: Asked, identity: str) -> bool:
 
 
 def delete(waste: Waste) -> bool:
-    """False: somebody works there now."""
+    """False: somebody works there now, or may: the lock is none that we make."""
     if waste.run is None:
         shutil.rmtree(waste.path)
         return True
-    with suppress(FileNotFoundError), (waste.run / "lock").open("a") as lock:
+    if (waste.run / "lock").is_symlink():
+        return False
+    with suppress(FileNotFoundError), open_lock(waste.run) as lock:
         if not try_lock(lock):
             return False
         if waste.path.is_dir():

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
-from yaml import YAMLError
 
+from bdg.commands.compose import written_config
 from bdg.commands.request import Request
 from bdg.commands.train import build_stage
 from bdg.devices import device
+from bdg.files import check_stored
 from bdg.stages import Stage
 from bdg.types import Estimate, Step
 from callbacks.guard import FORMAT, brief, from_bytes
@@ -107,9 +108,11 @@ def read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"file={path}: no such file: name one such as RUN/faults/step_N_rank_R.pt")
     wrong = f"file={path} is no replay file, or cut off"
     try:
+        check_stored(path)
         file = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{wrong} ({type(error).__name__}): name one such as RUN/faults/step_N_rank_R.pt") from None
+        reason = error if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"{wrong} ({reason}): name one such as RUN/faults/step_N_rank_R.pt") from None
     if not isinstance(file, dict) or file.get("format") != FORMAT:
         raise ValueError(f"{wrong}: it does not say '{FORMAT}': name one such as RUN/faults/step_N_rank_R.pt")
     for name, kind in HOLDS.items():
@@ -136,16 +139,14 @@ def stage_of(text: str, trust: Sequence[str]) -> Stage:
 
     Raises ValueError for a config that is damaged, has interpolations, or names code of packages not trusted.
     """
-    if "${" in text:
-        raise ValueError(
-            "the file's config has interpolations (${...}), which could read this machine: write values there"
-        )
     try:
-        config = OmegaConf.create(text)
-        assert isinstance(config, DictConfig)
+        config = written_config(text)
+    except ValueError as error:
+        raise ValueError(f"the file's config describes no stage: {error}") from None
+    try:
         config.trust = list(trust)
         return build_stage(config)
-    except (AssertionError, AttributeError, KeyError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (AttributeError, KeyError, TypeError, OmegaConfBaseException) as error:
         raise ValueError(f"the file's config describes no stage ({type(error).__name__}): {error}") from None
 
 

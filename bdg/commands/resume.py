@@ -1,18 +1,21 @@
 """`bdg resume`: the command that made a run or a sweep, given once more; what it then makes is the same, or nothing."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bdg.commands.chain import resolved, stage_link
+from bdg.commands.compose import trusted, written_config
 from bdg.commands.invocation import invoke, parse
 from bdg.commands.request import Request, key_of
 from bdg.commands.runs import Sweep, place, word
+from bdg.commands.sweep import split
 from bdg.commands.verbs import VERBS
 from jobs.identity import definition, differences
 from jobs.secrets import masked
@@ -26,6 +29,7 @@ def run(config: DictConfig, request: Request) -> None:
     further = shlex.split(f"{config.words or ''}")
     verb, words = of_sweep(found) if isinstance(found, Sweep) else of_run(found, further)
     words = replaced(words, further)
+    check_trust(verb, words, further)
     print(shlex.join(["bdg", verb, *words]), flush=True)
     if status := invoke(VERBS[verb], words):
         sys.exit(status)
@@ -79,6 +83,31 @@ def without_lost_folder(words: list[str]) -> list[str]:
     return words if Path(words[at + 1]).is_dir() else words[:at] + words[at + 2 :]
 
 
+def check_trust(verb: str, words: Sequence[str], further: Sequence[str]) -> None:
+    """Raises ValueError if a recorded command, or the configs it names, trust packages that are not named now: a folder that
+    came from elsewhere must not say whose code runs here."""
+    named = any(key_of(word) == "trust" for word in further)
+    hidden = [word for word in words if word not in further and re.search(r"\btrust\b", word)]
+    if not hidden and not named:
+        flags = parse(VERBS[verb], words)
+        fixed = (
+            split(Request(verb, tuple(flags.overrides), flags.config_dir))[1]
+            if verb == "sweep"
+            else tuple(flags.overrides)
+        )
+        packages = trusted(Request("train", fixed, flags.config_dir).compose({"identity": "null"}))
+        hidden = [f"trust={name}" for name in packages if name not in trusted(None)]
+    if hidden:
+        way = (
+            f"give the bdg {verb} command again"
+            if named
+            else f"if you do, add words='trust=[...]', or give bdg {verb} again"
+        )
+        raise ValueError(
+            f"the recorded command trusts code of other packages ({', '.join(hidden)}), and you may not: {way}"
+        )
+
+
 def check(folder: Path, words: Sequence[str]) -> None:
     """Raises ValueError if these words do not come to the run in `folder`, as after an edit of a config or of the data."""
     flags = parse(TRAIN, words)
@@ -86,7 +115,7 @@ def check(folder: Path, words: Sequence[str]) -> None:
     link = stage_link(request, request.compose({"identity": "null"}).stage.name)
     if link.run.folder.resolve() == folder.resolve():
         return
-    begun: Any = OmegaConf.to_container(OmegaConf.create((folder / "config.yaml").read_text(encoding="utf-8")))
+    begun = resolved(written_config((folder / "config.yaml").read_text(encoding="utf-8")))
     manifest = read_object(folder / "manifest.json")
     different = differences(definition(begun), definition(resolved(link.config)))
     if (data := manifest.get("data_digest")) != link.data:

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bdg.commands.compose import build
-from bdg.documents import parse_yaml
+from bdg.commands.chain import resolved
+from bdg.commands.compose import build, get, written_config
 from bdg.restoration import Restorer
 from jobs.evaluation import Evaluation, evaluations, read_evaluation
 from jobs.states import read_object
@@ -32,14 +32,14 @@ class Table:
     scores: Mapping[str, Mapping[str, float]]
 
 
-def tables(run: Path | None, restorer: Restorer, files: Sequence[Path]) -> list[Table]:
+def tables(run: Path | None, restorer: Restorer, files: Sequence[Path], trust: Sequence[str]) -> list[Table]:
     """Of the evaluations beside a run and of those in `files`; where a run has none, its validation.
 
     Raises FileNotFoundError and ValueError for a file that is no measurement, or one of other weights.
     """
     found = [of_evaluation(each) for each in evaluations(run)] if run else []
     found += [of_evaluation(read(path, restorer)) for path in files]
-    return found or list(validation(run) if run else ())
+    return found or list(validation(run, trust) if run else ())
 
 
 def read(path: Path, restorer: Restorer) -> Evaluation:
@@ -74,7 +74,7 @@ def of_evaluation(found: Evaluation) -> Table:
     return Table(found.name, found.protocol, short(found.about.get("data")), told, scores)
 
 
-def validation(run: Path) -> Iterator[Table]:
+def validation(run: Path, trust: Sequence[str]) -> Iterator[Table]:
     """The scores that the stage itself ended with."""
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     for name, value in read_object(run / "metrics.json").items():
@@ -84,9 +84,9 @@ def validation(run: Path) -> Iterator[Table]:
             scores[degradation][metric] = value
     if not scores:
         return
-    config = parse_yaml((run / "config.yaml").read_text(encoding="utf-8"))
-    protocol = f"{build(config['protocol'])}" if isinstance(config.get("protocol"), dict) else "unknown"
-    shards = (config.get("data") or {}).get("val_shards")
+    config = written_config((run / "config.yaml").read_text(encoding="utf-8"))
+    protocol = f"{build(config.protocol, trust=trust)}" if config.get("protocol") else "unknown"
+    shards = get(resolved(config), "data.val_shards")
     yield Table("validation", protocol, short(shards), "as the stage was validated", dict(scores))
 
 

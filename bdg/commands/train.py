@@ -16,18 +16,19 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from bdg.commands.chain import Link, existing, resolved, stage_link
-from bdg.commands.compose import build
+from bdg.commands.compose import build, literal, written_config
 from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
 from bdg.stages import Stage
 from bdg.weights import save_weights
-from callbacks.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint
+from callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, newest_good, read_checkpoint, validation_follows
+from callbacks.inherit import Inherit
 from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
 from jobs.geometry import check_job
 from jobs.identity import definition, differences
 from jobs.run import Run, manifest, write_text
-from jobs.secrets import masked
+from jobs.secrets import masked, without_secrets
 from jobs.staging import stage_in
 
 log = logging.getLogger("bdg")
@@ -64,8 +65,8 @@ def train(link: Link) -> dict[str, float]:
         log.info("%s %s is done: %s", run.stage, run.identity, run.folder)
         return json.loads(run.metrics.read_text())
     _check_folder(link)
-    resume = newest_good(run.checkpoints) or (existing(config.ckpt_path) if config.ckpt_path else None)
-    if not resume and link.parent and not link.parent.weights.exists():
+    before = _files(run)
+    if not before and not config.ckpt_path and link.parent and not link.parent.weights.exists():
         raise FileNotFoundError(
             f"stage '{run.stage}' inherits from {link.parent.weights}, which does not exist: "
             f"make it with: {link.parent.made_by} (or start from scratch with inherit.from=none)"
@@ -75,23 +76,34 @@ def train(link: Link) -> dict[str, float]:
     data = build(_near(config).data)
     stage = build_stage(config)
     trainer = build_trainer(config, data)
-    begun = _header(resume) if resume else {"global_step": 0}
-    at_end = resume if 0 <= trainer.max_steps <= begun["global_step"] else None
-    if at_end and at_end.parent != run.checkpoints:
+    given = existing(config.ckpt_path) if config.ckpt_path else None
+    if given and not before and 0 <= trainer.max_steps <= (step := _header(given)["global_step"]):
         raise ValueError(
-            f"ckpt_path={resume} is at step {begun['global_step']} of {trainer.max_steps}: "
-            "nothing to train, give a larger trainer.max_steps"
+            f"ckpt_path={given} is at step {step} of {trainer.max_steps}: nothing to train, give a larger trainer.max_steps"
         )
     with run.locked() if trainer.is_global_zero else nullcontext():
+        if before != _files(run):  # somebody held the lock before
+            if _meets_others(trainer):
+                raise BlockingIOError(
+                    f"{run.folder} was trained by another process until now: give the same command again"
+                )
+            if run.done:
+                return json.loads(run.metrics.read_text())
+        resume = newest_good(run.checkpoints) or given
+        begun = _header(resume) if resume else {"global_step": 0}
+        at_end = resume if 0 <= trainer.max_steps <= begun["global_step"] else None
+        if resume:  # which holds what was inherited
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Inherit)]  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             _open(link, _story(link, resume, begun, trainer))
         try:
-            if at_end:  # it was killed in the validation after its last step
-                stage.load_state_dict(read_checkpoint(at_end)["state_dict"])
-                trainer.fit_loop.epoch_loop._batches_that_stepped = begun["global_step"] - 1  # of what is logged
-                trainer.validate(stage, datamodule=data, verbose=False)
+            if at_end:  # it was killed after its last step
+                _load_end(at_end, stage, trainer)
             else:
                 trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+            wanted = data.val_shards and trainer.limit_val_batches
+            if wanted and (at_end or not validation_follows(trainer, trainer.global_step)):
+                trainer.validate(stage, datamodule=data, verbose=False)
         except BaseException as error:
             if trainer.is_global_zero:
                 _closed_by(error, run)
@@ -107,6 +119,28 @@ def train(link: Link) -> dict[str, float]:
                 getattr(logger, "publish", lambda weights: None)(run.weights)
         trainer.strategy.barrier("done")
     return metrics
+
+
+def _files(run: Run) -> dict[str, int]:
+    """The checkpoints and weights there are, and when they were written."""
+    paths = (*(run.checkpoints / name for name in (LAST, PREVIOUS)), run.weights)
+    return {path.name: path.stat().st_mtime_ns for path in paths if path.exists()}
+
+
+def _meets_others(trainer: L.Trainer) -> bool:
+    """Whether there are ranks that somebody else has started, and that have already looked what there is to resume."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return trainer.world_size > 1 and environment is not None and environment.creates_processes_externally
+
+
+def _load_end(path: Path, stage: Stage, trainer: L.Trainer) -> None:
+    """Makes stage and trainer what they were after the last step."""
+    checkpoint = read_checkpoint(path)
+    stage.load_state_dict(checkpoint["state_dict"])
+    trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint["global_step"] - 1  # of what is logged
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoint):
+            callback.take_up(trainer, checkpoint, path)
 
 
 def _near(config: DictConfig) -> DictConfig:
@@ -129,7 +163,7 @@ def _check_folder(link: Link) -> None:
     path = link.run.folder / "config.yaml"
     if not path.exists():
         return
-    now = masked(OmegaConf.to_yaml(link.config, resolve=True))  # as it was written: without secrets
+    now = masked(_text(link.config))  # as it was written
     if different := differences(*(_defined(text) for text in (path.read_text(encoding="utf-8"), now))):
         raise ValueError(
             f"{link.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
@@ -137,10 +171,13 @@ def _check_folder(link: Link) -> None:
         )
 
 
+def _text(config: DictConfig) -> str:
+    """YAML of the config with all its values but secrets."""
+    return OmegaConf.to_yaml(literal(without_secrets(resolved(config))), resolve=True)
+
+
 def _defined(config: str) -> dict[str, Any]:
-    written = OmegaConf.create(config)
-    assert isinstance(written, DictConfig)
-    return definition(resolved(written))
+    return definition(resolved(written_config(config)))
 
 
 def _story(link: Link, resume: Path | None, begun: Mapping[str, Any], trainer: L.Trainer) -> str:
@@ -189,7 +226,7 @@ def _header(checkpoint: Path) -> dict[str, int]:
 
 def build_stage(config: DictConfig) -> Stage:
     """The LightningModule of `config.stage` with the parts it is made of."""
-    node = OmegaConf.create({k: v for k, v in resolved(config)["stage"].items() if k not in DESCRIBES})
+    node = literal({k: v for k, v in resolved(config)["stage"].items() if k not in DESCRIBES})
     return build(
         node,
         trust=config.trust,
@@ -232,14 +269,14 @@ def _open(link: Link, story: str) -> None:
     run, parent = link.run, link.parent
     log.info("%s %s in %s: %s", run.stage, run.identity, run.folder, story)
     run.tell(story)
-    write_text(run.folder / "config.yaml", OmegaConf.to_yaml(link.config, resolve=True))
+    write_text(run.folder / "config.yaml", _text(link.config))
     facts = manifest(run, parent.identity if parent else None, link.data)
     facts |= {"words": list(link.words), "cwd": str(Path.cwd())}  # for bdg resume
     path = run.folder / "manifest.json"
     if path.exists():  # how it began stays; what goes on is added
         begun = json.loads(path.read_text())
         facts = begun | {"resumed": [*begun.get("resumed", []), facts]}
-    write_text(path, json.dumps(facts, indent=1))
+    write_text(path, json.dumps(without_secrets(facts), indent=1))
     run.set_status("running")
 
 
@@ -253,7 +290,7 @@ def _close(link: Link, stage: Stage, metrics: dict[str, float]) -> None:
         "condition": plain["stage"]["condition"],
         "data_digest": link.data,
     }
-    save_weights(run.weights, stage.state_dict(), about)
+    save_weights(run.weights, stage.state_dict(), without_secrets(about))
     write_text(run.metrics, json.dumps(metrics, indent=1))
     run.set_status("done")
     run.tell("done")

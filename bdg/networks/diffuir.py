@@ -2,7 +2,6 @@
 
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdg.files import check_stored
 from bdg.networks.blocks import HEAD_WIDTH
 from bdg.networks.unet import UNet
 
@@ -47,7 +47,7 @@ MAX_BYTES = 4 * 2**30
 """Of a checkpoint; DiffUIR-L with its optimizer has 0.6 GB."""
 DAMAGED = (
     *(AssertionError, AttributeError, EOFError, IndexError, KeyError),
-    *(OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile),
+    *(OSError, RuntimeError, TypeError, ValueError),
 )
 """What reading makes of a file that is cut off, changed, or something else."""
 WAY_OUT = "give a checkpoint of DiffUIR's trainer (model-N.pt), or the state_dict in it"
@@ -83,10 +83,7 @@ def read_diffuir(path: Path) -> Published:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} has {size / 2**30:.1f} GiB, more than {MAX_BYTES / 2**30:.0f}: {WAY_OUT}")
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(each.file_size for each in archive.infolist())
-        if unpacked > size:
-            raise ValueError(f"{unpacked} bytes in a file of {size}")
+        check_stored(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its own text says how to run it
         raise ValueError(

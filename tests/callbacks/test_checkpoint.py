@@ -125,6 +125,46 @@ def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(
     assert "last.ckpt is DAMAGED" in caplog.text
 
 
+def test_a_damaged_last_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_checkpoint(STATE | {"global_step": step}, tmp_path / "last.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"cut")
+    write_checkpoint(STATE, tmp_path / "last.ckpt")
+
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True)["global_step"] == 1
+    (tmp_path / "last.ckpt").unlink()  # as a kill between two renames leaves it
+    assert newest_good(tmp_path) == tmp_path / "previous.ckpt"
+
+
+def test_one_whose_place_was_never_taken_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed when the sum of the next one was written, and not yet the next one."""
+    for step in (1, 2):
+        write_checkpoint(STATE | {"global_step": step}, tmp_path / "last.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_after_the_sums(os.replace))
+        with pytest.raises(KeyboardInterrupt):
+            write_checkpoint(STATE | {"global_step": 3}, tmp_path / "last.ckpt")
+    assert newest_good(tmp_path) == tmp_path / "last.ckpt"
+    write_checkpoint(STATE | {"global_step": 3}, tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "previous.ckpt", weights_only=True)["global_step"] == 2
+    (tmp_path / "last.ckpt").unlink()
+    assert newest_good(tmp_path) == tmp_path / "previous.ckpt"
+
+
+def killed_after_the_sums(replace: Any) -> Any:
+    def kill(source: Any, target: Any) -> None:
+        if Path(target).suffix == ".ckpt":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    return kill
+
+
+def test_the_last_step_is_saved(tmp_path: Path) -> None:
+    fit(tmp_path, steps=4, every_n_steps=100)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
 def test_only_damaged_ones_are_an_error_and_none_is_not(tmp_path: Path) -> None:
     assert newest_good(tmp_path) is None
     write_checkpoint(STATE, tmp_path / "last.ckpt")

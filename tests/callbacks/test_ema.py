@@ -120,11 +120,21 @@ def test_a_checkpoint_written_during_validation_keeps_the_two_apart(trainer: Any
     assert torch.equal(saved["current_model_state"]["weight"], walk.path[7])
 
 
+def test_before_the_first_update_a_checkpoint_holds_what_is_trained(trainer: Any, tmp_path: Path) -> None:
+    walk = Walk()
+
+    trainer(Ema(every_n_steps=10), Checkpoint(str(tmp_path)), max_steps=3).fit(walk, data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+    assert torch.equal(saved["state_dict"]["weight"], walk.path[2])
+    assert torch.equal(saved["current_model_state"]["weight"], walk.path[2])
+
+
 def test_average_after_a_resume_is_that_of_an_unbroken_run_bit_for_bit(trainer: Any, tmp_path: Path) -> None:
     unbroken, begun, resumed = Walk(), Walk(), Walk()
     trainer(Ema(every_n_steps=2)).fit(unbroken, data())
 
-    path = str(tmp_path / "last.ckpt")
+    path = str(tmp_path / "previous.ckpt")  # of step 5; the last one is of step 6
     trainer(Ema(every_n_steps=2), Checkpoint(str(tmp_path), every_n_steps=5), max_steps=6).fit(begun, data())
     # Lightning does not fast-forward a loader: give the rest of the data
     trainer(Ema(every_n_steps=2), Checkpoint(str(tmp_path)), max_steps=8).fit(

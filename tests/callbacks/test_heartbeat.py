@@ -121,7 +121,7 @@ def test_without_a_timeout_nobody_watches(tmp_path: Path, ended: list[int]) -> N
 def test_a_disk_that_is_full_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, flush: bool) -> None:
         raise OSError(28, "No space left on device")
 
     beats = Heartbeat(str(tmp_path), every_s=1e-9, timeout_s=None)

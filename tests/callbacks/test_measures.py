@@ -1,5 +1,6 @@
 """What is logged of a step and of a validation is what the words say, and costs the training nothing."""
 
+import resource
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,19 @@ def test_a_full_disk_does_not_end_the_training(tmp_path: Path, caplog: pytest.Lo
 
     assert len(caplog.messages) == 1
     assert "the pictures of a validation cannot be written" in caplog.messages[0]
+
+
+def test_a_picture_that_a_full_disk_takes_half_of_is_not_left_there(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        saved = Pictures(str(tmp_path))._saved(noise, tmp_path / "panel" / "step_1.jpg")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert not saved
+    assert list((tmp_path / "panel").iterdir()) == []
 
 
 def test_each_can_be_switched_off() -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bdg.cli import TRAINS
-from bdg.signals import TOLD_TO_LEAVE, remember, remembered
+from bdg.signals import TOLD_TO_LEAVE, answered, received, remember
 from callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
-from callbacks.preempt import SIGNALS, Preempt, Preempted
+from callbacks.preempt import SIGNALS, Preempt, Preempted, leaving_at_once
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 
@@ -55,6 +55,7 @@ class Walk(L.LightningModule):
 def handlers() -> Any:
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
+    answered()
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -62,14 +63,13 @@ def handlers() -> Any:
 def fit(folder: Path, model: Walk, preempt: Preempt | None = None, **options: Any) -> None:
     L.Trainer(
         accelerator="cpu",
-        max_steps=9,
         val_check_interval=4,
         check_val_every_n_epoch=None,
         callbacks=[preempt or Preempt(str(folder / "request")), Checkpoint(str(folder), every_n_steps=100)],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"logger": False, **options},
+        **{"max_steps": 9, "logger": False, **options},
     ).fit(model, loader(100), loader(2))
 
 
@@ -130,7 +130,7 @@ def test_a_signal_while_torch_is_imported_is_answered_after_the_first_step(signu
     with pytest.raises(Preempted):
         fit(tmp_path, Walk())
     assert saved_step(tmp_path) == 1
-    assert remembered() is None
+    assert not received()
 
 
 @pytest.mark.parametrize("verb", TRAINS)
@@ -139,6 +139,56 @@ def test_a_verb_that_trains_does_not_die_of_a_signal_before_it_can_answer(verb: 
     code += "; os.kill(os.getpid(), signal.SIGUSR1); print('alive')"
     done = subprocess.run([sys.executable, "-c", code, verb], capture_output=True, text=True)
     assert done.stdout == "alive\n"
+
+
+def test_a_signal_in_the_last_validation_is_answered_by_the_next_training(tmp_path: Path) -> None:
+    fit(tmp_path, Walk("validation_step", 8), max_steps=8)  # which comes to its end
+    assert saved_step(tmp_path) == 8
+    with pytest.raises(Preempted):
+        fit(tmp_path / "next", Walk())
+    assert saved_step(tmp_path / "next") == 1
+
+
+def test_a_validation_on_its_own_is_finished(tmp_path: Path) -> None:
+    model = Walk("validation_step", 0)
+    preempt = Preempt(str(tmp_path / "request"))
+    L.Trainer(accelerator="cpu", callbacks=[preempt], logger=False, enable_progress_bar=False).validate(
+        model, loader(2), verbose=False
+    )
+    assert model.validated == [0, 0]
+    assert received() == (signal.SIGTERM, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_where_nothing_is_to_be_saved_a_signal_ends_the_command(signum: int, when: str, tmp_path: Path) -> None:
+    remember()
+    Preempt("unused").install()
+    reached = []
+
+    def work() -> None:
+        with leaving_at_once(tmp_path / "request"):
+            reached.append("begun")
+            os.kill(os.getpid(), signum)
+            reached.append("ended")
+
+    if when == "before":
+        os.kill(os.getpid(), signum)
+    with pytest.raises(KeyboardInterrupt if signum == signal.SIGINT else Preempted):
+        work()
+    assert reached == ([] if when == "before" else ["begun"])
+    assert (tmp_path / "request").exists() == (signum != signal.SIGINT)
+    assert not received()
+
+
+def test_a_request_that_cannot_be_written_keeps_nobody_from_leaving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Preempted):
+        fit(tmp_path, Walk("training_step", 2), Preempt(str(tmp_path / "file" / "request")))
+    assert saved_step(tmp_path) == 3
+    assert "could not be written" in caplog.text
 
 
 def test_of_a_step_in_parts_all_are_done(tmp_path: Path) -> None:
@@ -176,7 +226,7 @@ def test_a_forked_worker_ignores_what_its_parent_answers(tmp_path: Path) -> None
     if (child := os.fork()) == 0:
         for signum in SIGNALS:
             os.kill(os.getpid(), signum)
-        os._exit(0 if preempt.received is None else 1)
+        os._exit(1 if received() else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -135,3 +135,9 @@ def test_a_job_of_another_shape_is_refused(devices: Any, nodes: int, environment
         check_job(devices, nodes, environment)
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("devices", "nodes"), [(0, 1), ("0", 1), ([], 1), (1, 0)])
+def test_a_training_without_processes_is_refused(devices: Any, nodes: int) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.(devices|num_nodes)=(0|\[\]): give 1 or more"):
+        check_job(devices, nodes, {})

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,14 +25,29 @@ def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "summary.json"
     write_text(path, "first")
 
-    def full(self: Path, *_: Any, **__: Any) -> None:
+    def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("jobs.run.os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
         write_text(path, "second")
 
     assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_without_its_secrets_is_json(suffix: str, tmp_path: Path) -> None:
+    about = {
+        "words": ['+hf_token="s3cr3t"', "a.token='s3cr3t", "token="],
+        "password": 1234,
+        "api_key": ["s3cr3t"],
+        "n": 1,
+    }
+    texts = [json.dumps(about)] * (1 if suffix == "json" else 2)
+    write_text(tmp_path / f"x.{suffix}", "\n".join(texts) + "\n")
+    hidden = {"words": ["+hf_token=***", "a.token=***", "token="], "password": "***", "api_key": ["***"], "n": 1}
+    assert [json.loads(line) for line in (tmp_path / f"x.{suffix}").read_text().splitlines()] == [hidden] * len(texts)
 
 
 def test_jobs_start_without_torch() -> None:
@@ -71,8 +85,41 @@ def test_the_readme_of_a_run_grows_by_a_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_what_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / f".STATUS.{os.getpid()}").symlink_to("/dev/full")
+    (tmp_path / f".STATUS.{os.getpid()}.tmp").symlink_to("/dev/full")
 
     with pytest.raises(OSError, match=r"No space left on device: '.*STATUS'"):
         write_text(tmp_path / "STATUS", "running")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jobs.run.os.write", full)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*abc/lock'"),
+        Run(tmp_path, "a", "b", "abc").locked(),
+    ):
+        pytest.fail("it was not locked")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path: Path) -> None:
+    names = (".STATUS.1.tmp", ".STATUS.2.tmp", ".README.md.1.tmp", ".STATUS.mine")
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".STATUS.2.tmp").touch()  # somebody may be at it
+
+    write_text(tmp_path / "STATUS", "running")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"STATUS", *names[1:]}
+
+
+def test_a_power_cut_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("jobs.run.os.fsync", lambda handle: flushed.append(os.fstat(handle).st_size))
+    write_text(tmp_path / "SHA256SUMS", "1234  a")
+    write_text(tmp_path / "rank_0.json", "{}", flush=False)
+
+    assert flushed == [len("1234  a")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.watched import Watched, facts
+from jobs.watched import Watched, facts, living
 
 SCRIPT = """
 import json, subprocess, sys, time
@@ -71,3 +71,18 @@ def test_what_does_not_happen_in_time_is_an_error(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert time.monotonic() - begun < 30
+
+
+def test_nothing_outlives_a_block_that_an_error_ends(tmp_path: Path) -> None:
+    process = watched(tmp_path, 1000)
+
+    def interrupted() -> None:
+        with process:
+            process.wait_for(lambda fact: fact["step"] == 1)
+            assert len(living(process.process.pid)) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert living(process.process.pid) == []
+    assert process.process.returncode == -signal.SIGKILL

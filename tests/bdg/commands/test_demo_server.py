@@ -6,8 +6,10 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 from bdg.cli import main
 from bdg.commands.compose import compose
-from bdg.commands.demo_server import Rate, RefusedError, application, example, listening
+from bdg.commands.demo_server import Rate, RefusedError, application, example, listening, serve
 from bdg.commands.restore import load_restorer
 from bdg.restoration import PACKAGED
 from datamodules.images import Picture, encode, read_image
@@ -43,7 +45,7 @@ def served(ask: Callable[[Client], Awaitable[Any]], *words: str) -> Any:
     app = application(load_restorer(config), config)
 
     async def run() -> Any:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://demo") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost:8000") as client:
             return await ask(client)
 
     return aside(anyio.run, run)
@@ -203,7 +205,36 @@ def test_the_page_names_weights_but_no_folder() -> None:
 
 def test_pages_of_others_may_not_ask() -> None:
     assert posted(b"hello", origin="http://evil").status_code == 403
-    assert posted(b"hello", origin="http://demo").status_code == 415
+    assert posted(b"hello", origin="http://localhost:8000").status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.0.7:8000", 200),  # which no page of others can have
+        ("Demo.Example.:8000", 200),
+        (socket.gethostname(), 200),
+        ("evil.com:8000", 421),
+        ("127.0.0.1.evil.com", 421),
+        ("localhost@evil.com", 421),
+        ("", 421),
+    ],
+)
+def test_a_name_of_others_that_leads_here_is_refused(host: str, status: int) -> None:
+    async def ask(client: Client) -> Any:
+        headers = {"host": host, "origin": f"http://{host}"}
+        return [
+            await client.get("/", headers=headers),
+            await client.post("/restore", headers=headers, content=b"hello"),
+            await client.get("/examples/none", headers=headers),
+        ]
+
+    answers = served(ask, "names=[demo.example]")
+
+    assert [answer.status_code for answer in answers] == ([200, 415, 404] if status == 200 else [421] * 3)
 
 
 def test_examples_are_degraded_photographs() -> None:
@@ -217,6 +248,80 @@ def test_examples_are_degraded_photographs() -> None:
 def test_other_addresses_and_methods_get_json() -> None:
     assert served(lambda client: client.get("/nothing")).json() == {"error": "Not Found"}
     assert served(lambda client: client.get("/restore")).status_code == 405
+
+
+# --- connections ---
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server on which connections are idle after 0.1 s and a client has two; its answer takes 0.4 s and says who asks."""
+    pytest.importorskip("uvicorn", reason="needs the extra 'server'")
+    monkeypatch.setattr("bdg.commands.connections.IDLE_S", 0.1)
+    monkeypatch.setattr("bdg.commands.connections.MOST_OF_ONE", 2)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await anyio.sleep(0.4 if scope["path"] == "/slow" else 0)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": f"of {scope['client'][0]}".encode()})
+
+    stop = threading.Event()
+    with listening("127.0.0.1", 0) as sock:
+        serving = threading.Thread(target=serve, args=(answer, sock, None, stop))
+        serving.start()
+        yield sock.getsockname()[1]
+        stop.set()
+        serving.join()
+
+
+def connected(port: int, text: str = "", client: str = "127.0.0.1") -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), 5, source_address=(client, 0))
+    if text:
+        sock.sendall(text.replace("\n", "\r\n").encode())
+    return sock
+
+
+def told(sock: socket.socket) -> str:
+    """All that comes until the server closes the connection."""
+    with sock, suppress(ConnectionResetError):
+        return b"".join(iter(lambda: sock.recv(4096), b"")).decode()
+    return "closed"
+
+
+GET = "GET {} HTTP/1.1\nHost: localhost\n{}\n"
+
+
+@pytest.mark.parametrize("text", ["", "GET / HTTP/1.1\nHost: loc", GET.format("/", "Content-Length: 9\n")])
+def test_a_connection_that_asks_nothing_is_closed(text: str, port: int) -> None:
+    told(connected(port, text))
+
+
+def test_a_connection_that_says_a_little_now_and_then_is_closed(port: int) -> None:
+    def trickle() -> None:
+        for _ in range(50):
+            sock.sendall(b"G")
+            time.sleep(0.02)
+
+    with connected(port, GET.format("/", "")) as sock, pytest.raises(ConnectionError):
+        trickle()
+
+
+def test_an_answer_that_takes_long_is_waited_for(port: int) -> None:
+    assert "of 127.0.0.1" in told(connected(port, GET.format("/slow", "Connection: close\n")))
+
+
+def test_a_client_leaves_room_for_others(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdg.commands.connections.IDLE_S", 60)
+    greedy = [connected(port, client="127.0.0.2") for _ in range(70)]
+    assert "of 127.0.0.1" in told(connected(port, GET.format("/", "Connection: close\n")))
+    for sock in greedy:
+        sock.close()
+
+
+def test_a_client_is_not_who_it_says_it_is(port: int) -> None:
+    text = GET.format("/", "X-Forwarded-For: 9.9.9.9\nConnection: close\n")
+    assert "of 127.0.0.1" in told(connected(port, text))
 
 
 # --- the command ---

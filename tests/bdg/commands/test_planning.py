@@ -84,6 +84,7 @@ def check_cells(words: tuple[str, ...], seed: int, keys: int) -> None:
     assert definition(config) == definition(resolved(made.config)), "keys that do not count there may differ"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_plan_names_the_runs_that_training_would_make(words: tuple[str, ...], seed: int) -> None:
     check_cells(words, seed, 8)

@@ -110,6 +110,17 @@ def test_nothing_behind_a_link_is_deleted(made: Any, tmp_path: Path) -> None:
     assert (outside / "last.ckpt").exists()
 
 
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(made: Any, tmp_path: Path, capsys: Any) -> None:
+    run = made.run(RUN)
+    checkpoints(run, "last.ckpt")
+    (run / "lock").symlink_to(tmp_path / "owned")
+
+    assert pruned("dry=false") == [f"demo/generation/{RUN}/checkpoints"]
+    assert not (tmp_path / "owned").exists()
+    assert (run / "checkpoints" / "last.ckpt").exists()
+    assert "or their lock is a link" in capsys.readouterr().out
+
+
 def test_code_goes_when_no_job_runs_from_it(made: Any, slurm: Any) -> None:
     line = {"job": "12", "where": "slurm", "tasks": {"0": RUN}, "script": "jobs/generation-1.sbatch"}
     sweep = made.sweep("one", {"x": [("generation", RUN)]}, [line])

@@ -72,6 +72,7 @@ def test_a_step_comes_out_bit_for_bit(folder: Path, capsys: pytest.CaptureFixtur
     assert "the same, bit for bit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_comes_out_bit_for_bit(folder: Path) -> None:
     where = (f"data.root={folder}/photographs", f"root={folder}/parts/runs", "data.micro_batch=2")
     assert main(["train", *TRAIN, *where]) == 0
@@ -120,6 +121,7 @@ def test_weights_that_were_damaged_before_are_named(edited: Callable[[Edit], Pat
     assert [term["value"] == "nan" for term in found["terms"]] == [False, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_features_of_other_ranks_take_part(folder: Path, edited: Callable[[Edit], Path]) -> None:
     """A step of two ranks has the contrastive terms of one rank with both halves."""
 
@@ -162,7 +164,9 @@ def hostile(text: str) -> Edit:
             ),
             "network._target_ is 'json.JSONDecoder'",
         ),
-        (hostile("_target_: ${oc.env:HOME}"), "interpolations"),
+        (hostile("_target_: ${oc.env:HOME}"), "is an interpolation"),
+        (hostile('_target_: "\\x24{oc.env:HOME}"'), "is an interpolation"),
+        (hostile('_target_: "\\\\\\x24{oc.env:HOME}"'), "is an interpolation"),
         (lambda file: file.update(config=""), "describes no stage"),
         (lambda file: file.update(config="a: [1"), "describes no stage"),
         (lambda file: file.update(config="stage: 3"), "describes no stage"),

@@ -126,6 +126,7 @@ def test_what_was_measured_otherwise_is_not_in_the_table(evaluation: str, sweep:
     assert page["source"].startswith("last validation")  # also by auto, since not all have values that may be compared
 
 
+@pytest.mark.slow
 def test_damaged_runs_are_shown_as_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = made_up_sweep(Path("runs"), "broken", [0.1, 0.4], [[1, 2], [1, 2, 4]], steps=60)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+import conf
 from bdg.cli import main
 from bdg.commands.chain import Link, stage_link
 from bdg.commands.request import Request
@@ -51,6 +52,31 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 
     monkeypatch.setattr("bdg.commands.resume.invoke", invoke)
     return commands
+
+
+def test_a_recorded_command_does_not_say_whom_to_trust(link: Link, given: Any, photographs: Path, capsys: Any) -> None:
+    words = ["stage=generation", *SMALL, f"data.root={photographs}"]
+    for recorded in ("trust=[json]", "+only.generation=['trust=[json]']"):
+        describe(link, [*words, recorded])
+        assert main(["resume", link.run.identity]) == 1
+        assert "words='trust=[...]'" in capsys.readouterr().err
+    describe(link, [*words, "trust=[json]"])
+    assert main(["resume", link.run.identity, "words='trust=[json]'"]) == 0
+    assert given == [("train", [*words, "trust=[json]"])]
+
+
+def test_a_recorded_folder_of_configs_does_not_say_whom_to_trust(
+    link: Link, given: Any, photographs: Path, tmp_path: Path, capsys: Any
+) -> None:
+    theirs = tmp_path / "theirs" / "experiment"
+    theirs.mkdir(parents=True)
+    ours = Path(conf.__path__[0]) / "experiment" / "demo_smoke.yaml"
+    (theirs / ours.name).write_text(f"{ours.read_text()}\ntrust: [json]\n")
+    words = ["stage=generation", *SMALL, f"data.root={photographs}", "--config-dir", str(tmp_path / "theirs")]
+    describe(link, words)
+    assert main(["resume", link.run.identity]) == 1
+    assert "trust=json" in capsys.readouterr().err
+    assert not given
 
 
 def test_a_run_is_trained_by_the_words_that_made_it(link: Link, given: Any, photographs: Path, capsys: Any) -> None:

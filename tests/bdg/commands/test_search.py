@@ -136,6 +136,7 @@ def test_the_sweep_on_disk_is_that_of_the_trials(trainings: Trainings) -> None:
     assert (folder / "cells" / plan.cells[0].name / "restoration").resolve().name == plan.cells[0].tasks[-1]
 
 
+@pytest.mark.slow
 def test_the_seed_decides(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = weights(found("sweep.trials=2"))
     enter(tmp_path / "two", monkeypatch)
@@ -147,6 +148,7 @@ def test_the_seed_decides(trainings: Trainings, tmp_path: Path, monkeypatch: pyt
     assert not {*other} & {*one}
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_with_those_that_are_there(trainings: Trainings) -> None:
     before = weights(found("sweep.trials=2"))
     after = weights(found("sweep.trials=3"))
@@ -157,6 +159,7 @@ def test_more_trials_go_on_with_those_that_are_there(trainings: Trainings) -> No
     assert len(trainings.runs) == 1 + 2 * 3
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_makes_the_trials_of_one_that_was_not(
     trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +183,7 @@ def test_a_search_that_was_killed_makes_the_trials_of_one_that_was_not(
     assert [(t["changes"], t["psnr"]) for t in resumed] == [(t["changes"], t["psnr"]) for t in undisturbed]
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_worse_than_the_median_is_not_restored(trainings: Trainings) -> None:
     result = found("sweep.trials=8")
 
@@ -191,6 +195,7 @@ def test_a_trial_that_is_worse_than_the_median_is_not_restored(trainings: Traini
     assert {len(cell["tasks"]) for cell in plan["cells"] if cell["changes"]["stage.lambda"] in pruned} == {2}
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_asked_again_and_given_up_when_it_fails_twice(
     trainings: Trainings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +212,7 @@ def test_a_failed_trial_is_asked_again_and_given_up_when_it_fails_twice(
     assert "restoration failed 2 times" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_on_slurm_each_stage_is_submitted_and_waited_for(trainings: Trainings, monkeypatch: pytest.MonkeyPatch) -> None:
     queue: list[tuple[Plan, Sequence[str]]] = []
     real = sweep.states
@@ -236,6 +242,7 @@ def test_on_slurm_each_stage_is_submitted_and_waited_for(trainings: Trainings, m
     assert [trial["state"] for trial in result["trials"]] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_choices_may_be_lists_and_repeat(trainings: Trainings) -> None:
     words = [*WORDS, "sweep.search={stage.lambda:[0.1],glcm.scales:[[1],[1,2]]}"]
     assert main(words) == 1

@@ -92,6 +92,7 @@ def test_a_long_tree_is_cut(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "... and 10 more" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_run_again(
     handed: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_sweep_of_that_name_with_another_definition_is_refused(
     assert "sweep.name=NAME" in message
 
 
+@pytest.mark.slow
 def test_where_it_runs_is_no_part_of_a_definition(handed: dict[str, Any]) -> None:
     words = ["sweep", *WORDS, "stages=[generation]", "sweep.name=mine", "seed=0,1"]
     assert main(words) == 0
@@ -225,6 +227,7 @@ def test_pipeline_m_measures_each_cell_at_the_end(handed: dict[str, Any], monkey
     assert [len(runs) for runs in handed["runs"]] == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lambda_glcm", "seeds", pytest.param("ablations", marks=pytest.mark.slow)])
 def test_the_sweeps_of_the_package_can_be_planned(name: str, folder: Path) -> None:
     assert len(planned(f"sweep={name}")["cells"]) >= 3

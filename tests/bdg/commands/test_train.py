@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from bdg.cli import main
+from bdg.commands.chain import stage_link
 from bdg.commands.compose import compose
-from bdg.commands.train import _header, _near
+from bdg.commands.request import Request
+from bdg.commands.resume import recorded
+from bdg.commands.train import _check_folder, _header, _near, _open
+from jobs.run import Run
 
 SMALL = ("experiment=demo_smoke", "max_steps={generation: 3, bridging: 3, restoration: 3}", "data.num_workers=0")
 
@@ -28,8 +34,8 @@ def train(folder: Path, *overrides: str) -> int:
     return main(["train", *SMALL, f"data.root={folder}/photographs", f"root={folder}/runs", *overrides])
 
 
-def run_of(folder: Path, stage: str) -> Path:
-    (run,) = (folder / "runs" / "demo_smoke" / stage).iterdir()
+def run_of(folder: Path, stage: str, project: str = "demo_smoke") -> Path:
+    (run,) = (folder / "runs" / project / stage).iterdir()
     return run
 
 
@@ -62,6 +68,7 @@ def test_a_stage_inherits_and_reports_it(folder: Path) -> None:
     assert report["dropped"] == {}
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_is_the_step(folder: Path) -> None:
     found = []
     for parts in ("null", "2"):
@@ -176,13 +183,95 @@ def test_a_run_killed_in_its_last_validation_begins_with_it(folder: Path) -> Non
     (done / "STATUS").write_text("running\n")
     (done / "metrics.json").unlink()
     (done / "weights" / "ema.safetensors").unlink()
+    best = (done / "checkpoints" / "best.ckpt").read_bytes()
+    (done / "checkpoints" / "best.ckpt").unlink()
 
     assert train(folder, "stage=generation") == 0
 
+    assert (done / "checkpoints" / "best.ckpt").read_bytes() == best
     again = load_file(done / "weights" / "ema.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
     assert json.loads((done / "metrics.json").read_text()) == pytest.approx(scores)
     assert "after step 3 of 3" in (done / "README.md").read_text()
+
+
+def test_a_resumed_run_needs_its_parent_no_more(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ("project=orphan", "callbacks.checkpoint.every_n_steps=1")
+    for stage in ("generation", "bridging"):
+        assert train(folder, f"stage={stage}", *words) == 0
+    run = run_of(folder, "bridging", "orphan")
+    parent = run_of(folder, "generation", "orphan") / "weights" / "ema.safetensors"
+    told = (run / "inherit.json").stat().st_mtime_ns
+    (run / "STATUS").write_text("running\n")
+    for lost in ("checkpoints/last.ckpt", "weights/ema.safetensors", "metrics.json"):
+        (run / lost).unlink()
+    parent.rename(parent.with_suffix(".away"))
+    caplog.clear()
+
+    assert train(folder, "stage=bridging", *words) == 0
+    assert (run / "inherit.json").stat().st_mtime_ns == told
+    assert "inherit from" not in caplog.text
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_another_process_did_while_one_waited_is_not_lost(
+    finished: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("stage=generation", f"project=waited_{finished}", "callbacks.checkpoint.every_n_steps=1")
+    assert train(folder, *words) == 0
+    run = run_of(folder, "generation", f"waited_{finished}")
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    names = ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "weights/ema.safetensors")
+    for name in names:
+        (run / name).unlink()
+    (run / "STATUS").write_text("running\n")
+    locked = Run.locked
+
+    @contextmanager
+    def waited(self: Run) -> Iterator[None]:
+        for path, content in kept.items():
+            if finished or path.name not in ("STATUS", "ema.safetensors", "metrics.json"):
+                path.write_bytes(content)
+        with locked(self):
+            yield
+
+    monkeypatch.setattr(Run, "locked", waited)
+    caplog.clear()
+    assert train(folder, *words) == 0
+    assert "from scratch" not in caplog.text
+    assert (run / "STATUS").read_text() == "done\n"
+    assert ("goes on from" in caplog.text) == (not finished)
+    assert (run / "weights" / "ema.safetensors").read_bytes() == kept[run / "weights" / "ema.safetensors"]
+
+
+def test_the_last_step_is_saved_and_validated_wherever_it_falls(folder: Path) -> None:
+    words = ("stage=generation", "project=odd", "trainer.val_check_interval=2", f"json={folder}/odd.json")
+    assert train(folder, *words) == 0
+    run = run_of(folder, "generation", "odd")
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    found = json.loads((folder / "odd.json").read_text())["metrics"]
+    (run / "STATUS").write_text("running\n")
+    for path in (run / "weights" / "ema.safetensors", run / "metrics.json"):
+        path.unlink()
+    assert train(folder, *words) == 0  # which validates what the checkpoint of the last step holds
+    assert json.loads((folder / "odd.json").read_text())["metrics"] == pytest.approx(found)
+
+
+def test_a_run_with_secrets_keeps_none_and_goes_on(folder: Path) -> None:
+    secrets = ['+hf_token="s3cr3tAAAA"', "+server={password: s3cr3tBBBB}", "+my_tokens=[s3cr3tCCCC,s3cr3tDDDD]"]
+    words = (*SMALL, f"data.root={folder}/photographs", f"root={folder}/runs", "project=secrets", *secrets)
+    link = stage_link(Request("train", words), "generation")
+
+    for story in ("begins", "goes on"):
+        _open(link, story)
+        _check_folder(link)
+
+    manifest = json.loads((link.run.folder / "manifest.json").read_text())
+    for begun in (manifest, *manifest["resumed"]):
+        assert begun["words"][-3:] == ["+hf_token=***", "+server=***", "+my_tokens=***"]
+    assert [path for path in link.run.folder.iterdir() if "s3cr3t" in path.read_text()] == []
+    with pytest.raises(ValueError, match="holds no secrets, and hf_token of its command is one"):
+        recorded(manifest, link.run.folder, "train")
 
 
 def test_a_folder_that_another_config_began_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
