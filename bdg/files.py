@@ -46,7 +46,8 @@ def replacing(path: Path, flush: bool = False) -> Iterator[BinaryIO]:
     _remove_left(path.parent.absolute())
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:  # never through a link that lies there
             yield file
             if flush:
                 file.flush()

@@ -191,7 +191,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     beside = _cleared(target)
     hashed = None
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             hashed = _Hashed(file)
             torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # it only writes
             file.flush()
@@ -208,6 +208,10 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
             os.replace(target, target.with_name(PREVIOUS))
         os.replace(beside, target)
         _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk does not say of which file
+            error.filename = str(target)
+        raise
     except RuntimeError as error:  # what torch makes of a write that failed
         raise OSError(f"{target}: {(hashed and hashed.error) or error}") from error
     finally:

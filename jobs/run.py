@@ -157,7 +157,8 @@ def write_text(path: Path, text: str, flush: bool = True) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _naming(path):
-            with beside.open("w", encoding="utf-8") as file:
+            beside.unlink(missing_ok=True)
+            with beside.open("x", encoding="utf-8") as file:  # never through a link that lies there
                 file.write(hidden)
                 file.flush()
                 if flush:

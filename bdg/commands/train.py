@@ -101,8 +101,10 @@ def train(link: Link) -> dict[str, float]:
                 _load_end(at_end, stage, trainer)
             else:
                 trainer.fit(stage, datamodule=data, ckpt_path=resume, weights_only=True)
+            steps = begun["global_step"] if at_end else trainer.global_step
             wanted = data.val_shards and trainer.limit_val_batches
-            if wanted and (at_end or not validation_follows(trainer, trainer.global_step)):
+            if wanted and (at_end or not validation_follows(trainer, steps)):
+                trainer.fit_loop.epoch_loop._batches_that_stepped = steps - 1  # of what is logged
                 trainer.validate(stage, datamodule=data, verbose=False)
         except BaseException as error:
             if trainer.is_global_zero:
@@ -134,10 +136,9 @@ def _meets_others(trainer: L.Trainer) -> bool:
 
 
 def _load_end(path: Path, stage: Stage, trainer: L.Trainer) -> None:
-    """Makes stage and trainer what they were after the last step."""
+    """The stage as it was after the last step, and what was the best until then."""
     checkpoint = read_checkpoint(path)
     stage.load_state_dict(checkpoint["state_dict"])
-    trainer.fit_loop.epoch_loop._batches_that_stepped = checkpoint["global_step"] - 1  # of what is logged
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpoint):
             callback.take_up(trainer, checkpoint, path)

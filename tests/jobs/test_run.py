@@ -83,19 +83,33 @@ def test_the_readme_of_a_run_grows_by_a_line(tmp_path: Path) -> None:
     assert second.endswith("done")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_what_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / f".STATUS.{os.getpid()}.tmp").symlink_to("/dev/full")
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_a_full_disk_does_not_take_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.run.os.fsync", full)
 
     with pytest.raises(OSError, match=r"No space left on device: '.*STATUS'"):
         write_text(tmp_path / "STATUS", "running")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_a_full_disk_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Whoever may write into the folder knows the name of the file beside."""
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / f".STATUS.{os.getpid()}.tmp").symlink_to(tmp_path / "theirs")
 
+    write_text(tmp_path / "STATUS", "running")
+
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (tmp_path / "STATUS").is_symlink()
+    assert (tmp_path / "STATUS").read_text() == "running"
+
+
+def test_a_lock_that_a_full_disk_does_not_take_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.run.os.write", full)
     with (
         pytest.raises(OSError, match=r"No space left on device: '.*abc/lock'"),

@@ -1,5 +1,6 @@
 """`bdg train` on the smallest demo: what it leaves, what it finds again, what it refuses."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -250,6 +251,8 @@ def test_the_last_step_is_saved_and_validated_wherever_it_falls(folder: Path) ->
     run = run_of(folder, "generation", "odd")
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
     found = json.loads((folder / "odd.json").read_text())["metrics"]
+    with next(run.rglob("metrics.csv")).open() as file:
+        assert [line["step"] for line in csv.DictReader(file) if line["val/mean/psnr"]] == ["1", "2"]  # counted from 0
     (run / "STATUS").write_text("running\n")
     for path in (run / "weights" / "ema.safetensors", run / "metrics.json"):
         path.unlink()
