@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bdg.commands.invocation import quote
+from bdg.commands.request import quote
 
 Changes = dict[str, Any]
 """Key, as an override writes it -> value."""

@@ -149,14 +149,15 @@ def written_config(text: str) -> DictConfig:
 
 def literal(values: Mapping[Any, Any]) -> DictConfig:
     """A config of plain values, in which text that looks like an interpolation is text."""
-    return OmegaConf.create(_escaped(values))
+    return OmegaConf.create(escaped(values))
 
 
-def _escaped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escaped(each) for key, each in value.items()}
+def escaped(value: Any) -> Any:
+    """A text, or the texts in plain containers, such that OmegaConf takes nothing in it for an interpolation."""
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_escaped(each) for each in value]
+        return [escaped(each) for each in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 

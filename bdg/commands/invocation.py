@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from bdg.commands.compose import open_hydra
 from bdg.commands.errors import make_printable, report
 from bdg.commands.help import help_text
-from bdg.commands.request import Request
+from bdg.commands.request import Request, quote
 from bdg.commands.verbs import Verb
 from jobs.secrets import hide_secrets, without_secrets
 
@@ -108,13 +108,6 @@ def is_bare(argument: str, cells: bool = False) -> bool:
     if argument.startswith(("./", "../", "/", "~/")) or (cells and "/" in argument.partition("=")[0]):
         return True
     return not ("=" in argument or argument.startswith("~"))
-
-
-def quote(text: str) -> str:
-    """`text` as a value of Hydra's grammar that means exactly these characters."""
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # OmegaConf would take it for an interpolation
-    literal = re.sub(r"(\\*)'", r"\1\1\\'", literal)  # backslashes count only in front of a quote
-    return "'" + re.sub(r"(\\+)$", r"\1\1", literal) + "'"
 
 
 def cells(hydra: Hydra, overrides: Sequence[str]) -> list[tuple[str, ...]]:

@@ -1,16 +1,23 @@
 """What a user asked for, kept so that a verb can compose it again with some values replaced."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from bdg.commands.compose import compose
+from bdg.commands.compose import compose, escaped
 
 
 def key_of(word: str) -> str:
     """The key that an override speaks of."""
     return word.lstrip("+~").partition("=")[0]
+
+
+def quote(text: str) -> str:
+    """`text` as a value of Hydra's grammar that means exactly these characters."""
+    literal = re.sub(r"(\\*)'", r"\1\1\\'", escaped(text))  # backslashes count only in front of a quote
+    return "'" + re.sub(r"(\\+)$", r"\1\1", literal) + "'"
 
 
 @dataclass(frozen=True)
