@@ -46,19 +46,27 @@ def replacing(path: Path, flush: bool = False) -> Iterator[BinaryIO]:
     _remove_left(path.parent.absolute())
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        beside.unlink(missing_ok=True)
-        with beside.open("xb") as file:  # never through a link that lies there
-            yield file
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        if error.errno and error.filename is None:  # a full disk does not say of which file
-            error.filename = str(path)
-        raise
+        with naming(path):
+            beside.unlink(missing_ok=True)
+            with beside.open("xb") as file:  # never through a link that lies there
+                yield file
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A full disk does not say of which file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @functools.cache

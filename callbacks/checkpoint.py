@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
-from bdg.files import check_stored, digest
+from bdg.files import check_stored, digest, naming
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
@@ -73,6 +73,12 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_at, self._saved_when = trainer.global_step, time.monotonic()
         self._newest = Path(trainer.ckpt_path or self.folder / LAST)
+        begun = torch.tensor(trainer.global_step, device=pl_module.device)
+        if len(steps := {*trainer.strategy.all_gather(begun).flatten().tolist()}) > 1:
+            raise ValueError(
+                f"the ranks would go on from different steps, {min(steps)} and {max(steps)}, as another process trained this "
+                "run until now: give the same command again"
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,7 +94,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def take_up(self, trainer: L.Trainer, checkpoint: Mapping[str, Any], path: Path) -> None:
         """What was trained to its end is validated now: this is its state, and where it lies."""
-        self.load_state_dict(checkpoint["callbacks"][self.state_key])
+        self.load_state_dict(checkpoint["callbacks"].get(self.state_key, self.state_dict()))
         self._saved_at, self._newest = trainer.global_step, path
 
     def _time_is_up(self, trainer: L.Trainer) -> bool:
@@ -191,7 +197,7 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
     beside = _cleared(target)
     hashed = None
     try:
-        with beside.open("xb") as file:
+        with naming(target), beside.open("xb") as file:
             hashed = _Hashed(file)
             torch.save(checkpoint, hashed)  # type: ignore[arg-type]  # it only writes
             file.flush()
@@ -208,10 +214,6 @@ def write_checkpoint(checkpoint: dict[str, Any], target: Path) -> None:
             os.replace(target, target.with_name(PREVIOUS))
         os.replace(beside, target)
         _flush_folder(target.parent)
-    except OSError as error:
-        if error.errno and error.filename is None:  # a full disk does not say of which file
-            error.filename = str(target)
-        raise
     except RuntimeError as error:  # what torch makes of a write that failed
         raise OSError(f"{target}: {(hashed and hashed.error) or error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""The log of metrics as a CSV file, which stops no training and loses no line."""
+"""The log of metrics as a CSV file, which stops no training and is never cut off."""
 
 import csv
 import logging

@@ -33,7 +33,7 @@ class Report:
 
 
 class Inherit(L.Callback):
-    """Loads the parent's weights before training, unless the run resumes its own checkpoint, which has precedence.
+    """Loads the parent's weights before training. A run that resumes a checkpoint is trained without it.
 
     parent: a weights file (safetensors) or a checkpoint, or None to start from scratch.
     fresh, dropped: prefixes of names that may be missing in the parent or left behind, beside those the stage declares.
@@ -53,7 +53,7 @@ class Inherit(L.Callback):
         self.report_path = report_path
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit" or trainer.ckpt_path is not None:
+        if stage != "fit":
             return
         if self.parent is None:
             if trainer.is_global_zero:

@@ -92,7 +92,7 @@ class Throughput(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(speed, trainer.global_step - 1)  # Lightning's loggers count from 0
         try:
-            write_text(self.file, json.dumps(facts))
+            write_text(self.file, json.dumps(facts), flush=False)
         except OSError as error:  # a full disk must not end the training
             if self._writable:
                 log.warning("the speed of the training cannot be written: %s", error)

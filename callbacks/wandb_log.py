@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.about import config_of, describe, facts_of
 from callbacks.wandb_file import STEP, Logged, fragments, logged
-from jobs.run import masked, without_secrets
+from jobs.secrets import masked, without_secrets
 
 log = logging.getLogger("bdg")
 

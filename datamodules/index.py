@@ -344,6 +344,8 @@ def _headers(shard: BinaryIO, name: str, size: int) -> Iterator[tuple[tarfile.Ta
             while header := tar.next():
                 if header.size < 0 or tar.offset <= end:
                     raise tarfile.ReadError(f"'{header.name}' leads back")
+                if header.issparse():  # of the forms that are known by a header beside
+                    header._sparse()  # type: ignore[attr-defined]
                 end = tar.offset
                 yield header, end
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-from jobs.secrets import masked, masked_lines, without_secrets
+from jobs.secrets import masked, masked_lines
 
 LOCK_PATIENCE_S = 30.0
 LEFT_S = 3600.0
@@ -115,7 +115,7 @@ def weights_in(folder: Path) -> Path:
 
 def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
     """What one wants to know of a run in a year: parents, data, code, versions, machine."""
-    facts = {
+    return {
         "stage": run.stage,
         "identity": run.identity,
         "parents": [parent] if parent else [],
@@ -125,7 +125,6 @@ def manifest(run: Run, parent: str | None, data: str) -> dict[str, Any]:
         "host": {"name": socket.gethostname(), "python": platform.python_version(), "cpus": os.cpu_count()},
         "begun": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return without_secrets(facts)
 
 
 def open_lock(folder: Path) -> TextIO:

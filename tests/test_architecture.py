@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "bdg.__main__": {"bdg.cli"},
     "bdg.cli": {"bdg", "bdg.commands"},
     "bdg.commands": {"bdg", "bdg.commands", "callbacks", "datamodules", "jobs"},
-    "callbacks": {"bdg", "callbacks", "jobs.run"},
+    "callbacks": {"bdg", "callbacks", "jobs.run", "jobs.secrets"},
     "datamodules": {"bdg", "datamodules"},
     "jobs": {"jobs"},
 }

@@ -234,7 +234,7 @@ def test_a_run_does_not_say_whom_to_trust(tmp_path: Path) -> None:
 
 
 def test_a_written_config_looks_nothing_up() -> None:
-    text = json.dumps({"a": ["${oc.env:HOME}", r"\${b}", r"\\${b}"], "b": 1})
+    text = json.dumps({"a": ["${oc.env:HOME}", r"\${b}", r"\\${b}", "${", "x${y", "${a b}", "${X:=a}"], "b": 1})
     assert OmegaConf.to_container(written_config(text), resolve=True) == json.loads(text)
 
 
@@ -744,8 +744,22 @@ def member(name: str, data: bytes) -> bytes:
         extended(tarfile.GNUTYPE_LONGNAME, b"a/" * 2**20),
         sparse() + sparse_parts(20_000),
         sparse_map(500_000),
+        pax("GNU.sparse.map", "0,0"),
     ],
-    ids=["back", "round", "huge", "nul", "promise", "long promise", "digits", "chain", "long name", "parts", "map"],
+    ids=[
+        "back",
+        "round",
+        "huge",
+        "nul",
+        "promise",
+        "long promise",
+        "digits",
+        "chain",
+        "long name",
+        "parts",
+        "map",
+        "map beside",
+    ],
 )
 def test_a_tar_file_made_to_hang_or_to_fill_the_memory_is_refused(head: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"

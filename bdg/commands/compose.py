@@ -19,8 +19,8 @@ from hydra.errors import ConfigCompositionException, InstantiationException, Mis
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+
+from bdg.documents import parse_yaml
 
 ALLOWED = (
     "bdg",
@@ -132,19 +132,18 @@ def get(config: Any, dotted: str) -> Any:
     return config
 
 
-def written_config(text: str) -> DictConfig:
-    """A config as a run keeps it, with all its values. It may be somebody else's, so nothing in it is looked up: what looks
-    like an interpolation is text.
+def written_config(file: Path | str) -> DictConfig:
+    """The config in a file, or a text, as a run keeps it: with all its values. It may be somebody else's, so nothing in it is
+    looked up: what looks like an interpolation is text.
 
     Raises ValueError for what is no YAML or no mapping.
     """
+    if isinstance(file, str):
+        return literal(parse_yaml(file))
     try:
-        found = OmegaConf.to_container(OmegaConf.create(text))
-    except (YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ValueError(f"not YAML ({type(error).__name__}: {error})") from None
-    if not isinstance(found, dict):
-        raise ValueError("no mapping")
-    return literal(found)
+        return literal(parse_yaml(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def literal(values: Mapping[Any, Any]) -> DictConfig:
@@ -163,7 +162,7 @@ def escaped(value: Any) -> Any:
 
 def trusted(config: Any) -> list[str]:
     """The packages that a whole config and $BDG_TRUST name."""
-    own = config.get("trust") if OmegaConf.is_dict(config) else None
+    own = config.get("trust") if isinstance(config, Mapping) else None
     return [*_packages(own), *_packages(os.environ.get("BDG_TRUST"))]
 
 

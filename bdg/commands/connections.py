@@ -34,7 +34,8 @@ class Connection(H11Protocol):
             return
         now = self.transport.get_write_buffer_size()
         answering = self.cycle is not None and not self.cycle.response_complete
-        if self.cycle is newest and not answering and now >= unread:
+        unread_all = now > 0 and now >= unread
+        if self.cycle is newest and (unread_all or not answering):
             self.transport.abort()
         else:
             self.loop.call_later(IDLE_S, self.end_if_idle, self.cycle, now)

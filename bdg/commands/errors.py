@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+from unicodedata import category
 
 from jobs.secrets import masked
 
@@ -25,7 +26,11 @@ def report(command: str, error: Exception) -> None:
 
 def printable(text: str) -> str:
     """The text with a mark for each character by which a name in a foreign file could command the terminal, or hide in it."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(each if _is_shown(each) else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or character in "\n\t" or category(character) == "Zs"
 
 
 def make_printable(record: logging.LogRecord) -> bool:

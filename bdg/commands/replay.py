@@ -137,7 +137,7 @@ def _is_batch(batch: Any) -> bool:
 def stage_of(text: str, trust: Sequence[str]) -> Stage:
     """The stage that a config describes, which is data: whom it trusts does not count, and nothing in it is looked up.
 
-    Raises ValueError for a config that is damaged, has interpolations, or names code of packages not trusted.
+    Raises ValueError for a config that is damaged, has interpolations in a part, or names code of packages not trusted.
     """
     try:
         config = written_config(text)

@@ -1,18 +1,18 @@
 """`bdg resume`: the command that made a run or a sweep, given once more; what it then makes is the same, or nothing."""
 
 import os
-import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from bdg.commands.chain import resolved, stage_link
+from bdg.commands.chain import resolved, stage_config, stage_link
 from bdg.commands.compose import trusted, written_config
 from bdg.commands.invocation import invoke, parse
+from bdg.commands.preflight import asked
 from bdg.commands.request import Request, key_of
 from bdg.commands.runs import Sweep, place, word
 from bdg.commands.sweep import split
@@ -86,26 +86,25 @@ def without_lost_folder(words: list[str]) -> list[str]:
 def check_trust(verb: str, words: Sequence[str], further: Sequence[str]) -> None:
     """Raises ValueError if a recorded command, or the configs it names, trust packages that are not named now: a folder that
     came from elsewhere must not say whose code runs here."""
-    named = any(key_of(word) == "trust" for word in further)
-    hidden = [word for word in words if word not in further and re.search(r"\btrust\b", word)]
-    if not hidden and not named:
-        flags = parse(VERBS[verb], words)
-        fixed = (
-            split(Request(verb, tuple(flags.overrides), flags.config_dir))[1]
-            if verb == "sweep"
-            else tuple(flags.overrides)
-        )
-        packages = trusted(Request("train", fixed, flags.config_dir).compose({"identity": "null"}))
-        hidden = [f"trust={name}" for name in packages if name not in trusted(None)]
-    if hidden:
-        way = (
-            f"give the bdg {verb} command again"
-            if named
-            else f"if you do, add words='trust=[...]', or give bdg {verb} again"
-        )
+    named = trusted(Request("train", tuple(word for word in further if key_of(word) == "trust")).compose())
+    wanted = {package for config in configs(verb, words) for package in trusted(config)}
+    if unknown := ", ".join(sorted(wanted - {*named})):
         raise ValueError(
-            f"the recorded command trusts code of other packages ({', '.join(hidden)}), and you may not: {way}"
+            f"the recorded command trusts code of {unknown}, and you may not: if you do, add words='trust=[{unknown}]', or set "
+            f"BDG_TRUST={unknown.replace(' ', '')}"
         )
+
+
+def configs(verb: str, words: Sequence[str]) -> list[Mapping[str, Any]]:
+    """What the command would train: of a sweep, one for each run."""
+    flags = parse(VERBS[verb], words)
+    request = Request(flags.config_name or verb, tuple(flags.overrides), flags.config_dir)
+    if verb == "train":
+        return [stage_config(request, request.compose({"identity": "null"}).stage.name)]
+    own, fixed, varied = split(request)
+    settings = Request("sweep", own, flags.config_dir).compose()
+    works, _ = asked(Request(flags.config_name or "train", fixed, flags.config_dir), settings, varied)
+    return [work.config for work in works]
 
 
 def check(folder: Path, words: Sequence[str]) -> None:
@@ -115,7 +114,7 @@ def check(folder: Path, words: Sequence[str]) -> None:
     link = stage_link(request, request.compose({"identity": "null"}).stage.name)
     if link.run.folder.resolve() == folder.resolve():
         return
-    begun = resolved(written_config((folder / "config.yaml").read_text(encoding="utf-8")))
+    begun = resolved(written_config(folder / "config.yaml"))
     manifest = read_object(folder / "manifest.json")
     different = differences(definition(begun), definition(resolved(link.config)))
     if (data := manifest.get("data_digest")) != link.data:

@@ -84,7 +84,7 @@ def validation(run: Path, trust: Sequence[str]) -> Iterator[Table]:
             scores[degradation][metric] = value
     if not scores:
         return
-    config = written_config((run / "config.yaml").read_text(encoding="utf-8"))
+    config = written_config(run / "config.yaml")
     protocol = f"{build(config.protocol, trust=trust)}" if config.get("protocol") else "unknown"
     shards = get(resolved(config), "data.val_shards")
     yield Table("validation", protocol, short(shards), "as the stage was validated", dict(scores))

@@ -125,8 +125,11 @@ def train(link: Link) -> dict[str, float]:
 
 def _files(run: Run) -> dict[str, int]:
     """The checkpoints and weights there are, and when they were written."""
-    paths = (*(run.checkpoints / name for name in (LAST, PREVIOUS)), run.weights)
-    return {path.name: path.stat().st_mtime_ns for path in paths if path.exists()}
+    found = {}
+    for path in (run.checkpoints / LAST, run.checkpoints / PREVIOUS, run.weights):
+        with suppress(FileNotFoundError):  # another process is just replacing it
+            found[path.name] = path.stat().st_mtime_ns
+    return found
 
 
 def _meets_others(trainer: L.Trainer) -> bool:
@@ -165,7 +168,7 @@ def _check_folder(link: Link) -> None:
     if not path.exists():
         return
     now = masked(_text(link.config))  # as it was written
-    if different := differences(*(_defined(text) for text in (path.read_text(encoding="utf-8"), now))):
+    if different := differences(*(_defined(text) for text in (path, now))):
         raise ValueError(
             f"{link.run.folder} was begun with another config, which differs in {'; '.join(different)}: "
             "give these their old values, or remove the folder"
@@ -177,7 +180,7 @@ def _text(config: DictConfig) -> str:
     return OmegaConf.to_yaml(literal(without_secrets(resolved(config))), resolve=True)
 
 
-def _defined(config: str) -> dict[str, Any]:
+def _defined(config: Path | str) -> dict[str, Any]:
     return definition(resolved(written_config(config)))
 
 
@@ -277,7 +280,7 @@ def _open(link: Link, story: str) -> None:
     if path.exists():  # how it began stays; what goes on is added
         begun = json.loads(path.read_text())
         facts = begun | {"resumed": [*begun.get("resumed", []), facts]}
-    write_text(path, json.dumps(without_secrets(facts), indent=1))
+    write_text(path, json.dumps(facts, indent=1))
     run.set_status("running")
 
 
@@ -291,7 +294,7 @@ def _close(link: Link, stage: Stage, metrics: dict[str, float]) -> None:
         "condition": plain["stage"]["condition"],
         "data_digest": link.data,
     }
-    save_weights(run.weights, stage.state_dict(), without_secrets(about))
+    save_weights(run.weights, stage.state_dict(), about)
     write_text(run.metrics, json.dumps(metrics, indent=1))
     run.set_status("done")
     run.tell("done")

@@ -106,7 +106,7 @@ def test_the_speed_is_logged(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, flush: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(throughput, "write_text", full)

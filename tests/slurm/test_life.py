@@ -30,7 +30,7 @@ def test_a_user_describes_the_cluster_submits_looks_cancels_and_goes_on(
     trial.bdg("cancel", "trial")
     trial.wait_for_end()
     assert "stopped" in trial.bdg("status", "trial")
-    trial.bdg("resume", "trial")
+    trial.bdg("resume", "trial", "words='trust=[pace]'")
     trial.wait_for_end()
 
     assert trial.done, trial.report()

@@ -14,6 +14,7 @@ import conf
 from bdg.cli import main
 from bdg.commands.chain import Link, stage_link
 from bdg.commands.request import Request
+from bdg.commands.resume import check_trust, configs
 
 SMALL = ("experiment=demo_smoke", "max_steps.generation=3", "data.num_workers=0")
 
@@ -54,15 +55,36 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return commands
 
 
-def test_a_recorded_command_does_not_say_whom_to_trust(link: Link, given: Any, photographs: Path, capsys: Any) -> None:
+def test_a_recorded_command_does_not_say_whom_to_trust(
+    link: Link, given: Any, photographs: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     words = ["stage=generation", *SMALL, f"data.root={photographs}"]
-    for recorded in ("trust=[json]", "+only.generation=['trust=[json]']"):
+    for recorded in ("trust=[json]", "++trust=[json]", "only.generation=['trust=[json]']"):
         describe(link, [*words, recorded])
         assert main(["resume", link.run.identity]) == 1
-        assert "words='trust=[...]'" in capsys.readouterr().err
+        assert "words='trust=[json]'" in capsys.readouterr().err
     describe(link, [*words, "trust=[json]"])
     assert main(["resume", link.run.identity, "words='trust=[json]'"]) == 0
-    assert given == [("train", [*words, "trust=[json]"])]
+    monkeypatch.setenv("BDG_TRUST", "other,json")
+    assert main(["resume", link.run.identity]) == 0
+    assert given == [("train", [*words, "trust=[json]"])] * 2
+
+
+def test_a_folder_may_be_called_trust(link: Link, given: Any, photographs: Path) -> None:
+    words = ["stage=generation", *SMALL, f"data.root={photographs}", "+logger.csv.prefix=/srv/trust/runs"]
+    assert configs("train", words)[0]["trust"] == []
+    check_trust("train", words, [])
+
+
+def test_a_sweep_does_not_say_whom_to_trust(link: Link, photographs: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs" / "experiment"
+    theirs.mkdir(parents=True)
+    (theirs / "evil.yaml").write_text("# @package _global_\ntrust: [json]\n")
+    words = [f"data.root={photographs}", "data.num_workers=0", "--config-dir", str(tmp_path / "theirs")]
+    for cells in ("experiment=demo_smoke,evil", "sweep.grid={experiment: [demo_smoke, evil]}"):
+        with pytest.raises(ValueError, match="trusts code of json"):
+            check_trust("sweep", [cells, *words], [])
+    check_trust("sweep", ["experiment=demo_smoke", "seed=1,2", *words], [])
 
 
 def test_a_recorded_folder_of_configs_does_not_say_whom_to_trust(
@@ -75,7 +97,7 @@ def test_a_recorded_folder_of_configs_does_not_say_whom_to_trust(
     words = ["stage=generation", *SMALL, f"data.root={photographs}", "--config-dir", str(tmp_path / "theirs")]
     describe(link, words)
     assert main(["resume", link.run.identity]) == 1
-    assert "trust=json" in capsys.readouterr().err
+    assert "trusts code of json" in capsys.readouterr().err
     assert not given
 
 
