@@ -106,6 +106,9 @@ def train(link: Link) -> dict[str, float]:
             if wanted and (at_end or not validation_follows(trainer, steps)):
                 trainer.fit_loop.epoch_loop._batches_that_stepped = steps - 1  # of what is logged
                 trainer.validate(stage, datamodule=data, verbose=False)
+            metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+            if trainer.is_global_zero:
+                _close(link, stage, metrics)
         except BaseException as error:
             if trainer.is_global_zero:
                 _closed_by(error, run)
@@ -114,9 +117,7 @@ def train(link: Link) -> dict[str, float]:
             if type(error) is SystemExit:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.is_global_zero:
-            _close(link, stage, metrics)
             for logger in trainer.loggers:
                 getattr(logger, "publish", lambda weights: None)(run.weights)
         trainer.strategy.barrier("done")

@@ -260,6 +260,21 @@ def test_the_last_step_is_saved_and_validated_wherever_it_falls(folder: Path) ->
     assert json.loads((folder / "odd.json").read_text())["metrics"] == pytest.approx(found)
 
 
+def test_weights_that_cannot_be_written_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "ema.safetensors")
+
+    words = ("stage=generation", "project=full")
+    with monkeypatch.context() as patch:
+        patch.setattr("bdg.commands.train.save_weights", full)
+        assert train(folder, *words) == 1
+    run = run_of(folder, "generation", "full")
+    assert (run / "STATUS").read_text() == "failed\n"
+    assert "No space left on device: 'ema.safetensors'" in (run / "README.md").read_text()
+    assert train(folder, *words) == 0
+    assert (run / "STATUS").read_text() == "done\n"
+
+
 def test_a_run_with_secrets_keeps_none_and_goes_on(folder: Path) -> None:
     secrets = ['+hf_token="s3cr3tAAAA"', "+server={password: s3cr3tBBBB}", "+my_tokens=[s3cr3tCCCC,s3cr3tDDDD]"]
     words = (*SMALL, f"data.root={folder}/photographs", f"root={folder}/runs", "project=secrets", *secrets)
