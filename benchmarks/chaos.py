@@ -32,7 +32,7 @@ from callbacks.checkpoint import read_sums
 from jobs.watched import Watched, facts
 
 RANKS = 2
-STEPS_PER_FAULT = 5
+STEPS_PER_FAULT = 6
 DISK_MB = 48
 
 

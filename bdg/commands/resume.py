@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from bdg.commands.chain import resolved, stage_config, stage_link
 from bdg.commands.compose import trusted, written_config
 from bdg.commands.invocation import invoke, parse
-from bdg.commands.preflight import asked
 from bdg.commands.request import Request, key_of
 from bdg.commands.runs import Sweep, place, word
 from bdg.commands.sweep import split
@@ -101,6 +100,8 @@ def configs(verb: str, words: Sequence[str]) -> list[Mapping[str, Any]]:
     request = Request(flags.config_name or verb, tuple(flags.overrides), flags.config_dir)
     if verb == "train":
         return [stage_config(request, request.compose({"identity": "null"}).stage.name)]
+    from bdg.commands.preflight import asked  # which needs torch
+
     own, fixed, varied = split(request)
     settings = Request("sweep", own, flags.config_dir).compose()
     works, _ = asked(Request(flags.config_name or "train", fixed, flags.config_dir), settings, varied)

@@ -81,7 +81,8 @@ def test_what_a_call_needs_is_its_peak_and_not_what_it_leaves():
     needed = devices.needed_bytes(call, CPU)
     if needed is None:
         pytest.skip("memory cannot be measured here")
-    assert needed == pytest.approx(2**26, rel=0.1)
+    # malloc may take the second from another place, and keep the first until then
+    assert 0.9 * 2**26 < needed < 1.1 * (2**26 + 2**24)
 
 
 def test_errors_of_memory_are_told_from_others():

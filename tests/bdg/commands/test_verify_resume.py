@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,17 @@ def test_a_training_that_must_differ_is_left_out_with_the_reason(
     assert reason in line
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """As in a terminal, also where nohup or a shell's & have the tests ignore signals."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_training_ends_with_its_verify_resume(signum: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told to leave while it waits for the moment of a kill."""
