@@ -153,6 +153,11 @@ class Checkpoint(callbacks.Checkpoint):
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which it counts once more
 
 
+def saver(trainer: L.Trainer) -> Checkpoint | None:
+    """The callback that saves this training."""
+    return next((each for each in trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+
+
 def validation_follows(trainer: L.Trainer, step: int) -> bool:
     interval = trainer.val_check_interval  # in batches
     return isinstance(interval, int) and step * trainer.accumulate_grad_batches % interval == 0

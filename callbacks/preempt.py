@@ -15,7 +15,7 @@ import lightning as L
 from lightning.pytorch import callbacks
 
 from bdg.signals import SIGNALS, answered, note, received
-from callbacks.checkpoint import Checkpoint
+from callbacks.checkpoint import saver
 from jobs.run import write_text
 
 log = logging.getLogger("bdg")
@@ -80,15 +80,19 @@ class Preempt(callbacks.Checkpoint):  # which Lightning calls after all others
         self._agreed_at = trainer.global_step
         now = time.monotonic()
         self._longest_s, self._since = max(self._longest_s, now - self._since), now
-        saver = _saver(trainer)
+        saving = saver(trainer)
+        if saving is None:
+            raise ValueError(
+                "callbacks.preempt saves through callbacks.checkpoint, which is missing: give both or none"
+            )
         left_s = self.end - time.time()
         told = received()
         reason = signal.Signals(told[0]).name if told else ""
-        if left_s < self.margin_s + 2 * saver.seconds + self._longest_s:
+        if left_s < self.margin_s + 2 * saving.seconds + self._longest_s:
             reason = f"{left_s:.0f} s before the end of the job"
         if trainer.strategy.reduce_boolean_decision(bool(reason), all=False):
             self._why = reason or "as another rank was told to"
-            self._from = "here" if saver.save(trainer) else "the last good checkpoint"
+            self._from = "here" if saving.save(trainer) else "the last good checkpoint"
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -144,10 +148,3 @@ def _ask(request: Path, why: str) -> None:
         write_text(request, f"{why}\n")
     except OSError as error:
         log.error("the request to be started again could not be written: %s", error)
-
-
-def _saver(trainer: L.Trainer) -> Checkpoint:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, Checkpoint):
-            return callback
-    raise ValueError("callbacks.preempt saves through callbacks.checkpoint, which is missing: give both or none")

@@ -223,6 +223,8 @@ def test_a_run_does_not_say_whom_to_trust(tmp_path: Path) -> None:
     config = OmegaConf.create({"trust": ["torch.utils"], "data": evil})
     with pytest.raises(ValueError, match="code of the package 'torch'"):
         build(config.data, trust=[])
+    with pytest.raises(ValueError, match="code of the package 'torch'"):
+        build(written_config(OmegaConf.to_yaml(config)).data)
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.json").write_text('{"val/rain/psnr": 20}')

@@ -93,7 +93,7 @@ def pictures(
     degradation = config.get("degradation") or (own.degradation if own else None)
     if degradation is None:
         raise ValueError("degradation=null, but these are no weights of a run: add degradation=five, or others")
-    made = {str(name): node and build(node, trust=config.trust or ()) for name, node in degradation.items()}
+    made = {str(name): node and build(node, trust=config.trust) for name, node in degradation.items()}
     if CLEAN in made:
         raise ValueError(f"degradation.{CLEAN}: that is what undegraded pictures are called: rename it")
     data = RestorationData.to_measure(

@@ -133,17 +133,17 @@ def get(config: Any, dotted: str) -> Any:
 
 
 def written_config(file: Path | str) -> DictConfig:
-    """The config in a file, or a text, as a run keeps it: with all its values. It may be somebody else's, so nothing in it is
-    looked up: what looks like an interpolation is text.
+    """The config in a file, or a text, as a run keeps it: with all its values. It may be somebody else's, so whom it trusts is
+    left out, and nothing in it is looked up: what looks like an interpolation is text.
 
     Raises ValueError for what is no YAML or no mapping.
     """
-    if isinstance(file, str):
-        return literal(parse_yaml(file))
     try:
-        return literal(parse_yaml(file.read_text(encoding="utf-8")))
+        found = parse_yaml(file if isinstance(file, str) else file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise error if isinstance(file, str) else ValueError(f"{file}: {error}") from None
+    found.pop("trust", None)
+    return literal(found)
 
 
 def literal(values: Mapping[Any, Any]) -> DictConfig:

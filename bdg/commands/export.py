@@ -69,7 +69,7 @@ def run(config: DictConfig, request: Request) -> None:
     check_restores(restorer, source.weights)
     if config.measure:
         measure(source, config)
-    found = tables(source.run, restorer, [Path(f"{path}") for path in config.scores], config.trust or ())
+    found = tables(source.run, restorer, [Path(f"{path}") for path in config.scores], config.trust)
     restore, settings = restoring(restorer, config)
     with replacing_folder(target) as folder:
         sha256 = write_model(source.weights, folder)

@@ -51,7 +51,7 @@ def measured(folder: Path, config: DictConfig) -> Evaluation:
         raise ValueError(
             f"{folder}: its data has neither test_shards nor val_shards: see bdg evaluate SOURCE {folder} json="
         )
-    protocol = build(config.get("protocol") or own.protocol, trust=config.trust or ())
+    protocol = build(config.get("protocol") or own.protocol, trust=config.trust)
     restorer = Restorer.load(weights, config.device, tuple(config.trust), config.precision)
     restore, settings = restoring(restorer, config)
     how = {
@@ -67,7 +67,7 @@ def measured(folder: Path, config: DictConfig) -> Evaluation:
     if found := read_evaluation(name, place / FILE):
         return found
     own.data.val_crop = how["crop"]
-    batches = build(own.data, trust=config.trust or ()).measured(shards)
+    batches = build(own.data, trust=config.trust).measured(shards)
     names = list(own.degradation)
     bar = track(batches, f"{folder.name}", len(batches), console=Console(stderr=True), transient=True)
     about = {"weights": str(restorer), **how, "device": settings["device"]}

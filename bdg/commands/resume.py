@@ -17,7 +17,6 @@ from bdg.commands.runs import Sweep, place, word
 from bdg.commands.sweep import split
 from bdg.commands.verbs import VERBS
 from jobs.identity import definition, differences
-from jobs.secrets import masked
 from jobs.states import is_locked, read_object
 
 TRAIN = VERBS["train"]
@@ -124,5 +123,5 @@ def check(folder: Path, words: Sequence[str]) -> None:
         different.append(f"working folder: {manifest['cwd']} and {os.getcwd()}")
     raise ValueError(
         f"{folder} cannot go on: its command now makes {link.run.stage} {link.run.identity} in {link.run.folder}"
-        f" ({masked('; '.join(different)) or 'from other parents'}): give these their old values"
+        f" ({'; '.join(different) or 'from other parents'}): give these their old values"
     )

@@ -21,7 +21,7 @@ from bdg.commands.request import Request
 from bdg.metrics import RestorationMetrics
 from bdg.stages import Stage
 from bdg.weights import save_weights
-from callbacks.checkpoint import LAST, PREVIOUS, Checkpoint, newest_good, read_checkpoint, validation_follows
+from callbacks.checkpoint import LAST, PREVIOUS, newest_good, read_checkpoint, saver, validation_follows
 from callbacks.inherit import Inherit
 from callbacks.preempt import Preempted
 from datamodules.restoration import RestorationData
@@ -143,9 +143,8 @@ def _load_end(path: Path, stage: Stage, trainer: L.Trainer) -> None:
     """The stage as it was after the last step, and what was the best until then."""
     checkpoint = read_checkpoint(path)
     stage.load_state_dict(checkpoint["state_dict"])
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, Checkpoint):
-            callback.take_up(trainer, checkpoint, path)
+    if saving := saver(trainer):
+        saving.take_up(trainer, checkpoint, path)
 
 
 def _near(config: DictConfig) -> DictConfig:
